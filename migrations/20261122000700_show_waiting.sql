@@ -1,0 +1,41 @@
+-- Why is it waiting? One row for each PENDING row, with one reason: the first that holds.
+create view vm.JobHistoryWaiting as
+with alive as materialized (
+  select r.Jobs, r.Draining or r.State <> 'running' as Draining, r.Workers - r.Running as Free
+  from vm.Runner r
+  where r.Pulse > clock_timestamp() - r.LeaseSeconds * interval '1 second'
+), running as materialized (
+  select k.ConfigID, sum(k.Open) as n from vm.Claim k group by k.ConfigID
+)
+select h.ID,
+  case
+    when not c.Active then 'config inactive'
+    when not o.Active then format('organization %s inactive', o.Code)
+    when paused.Source is not null then format('source paused: %s is inactive', paused.Source)
+    when h.NotBefore > clock_timestamp() then
+      case when h.WaitingSince is not null then 'not due: waits between iterations'
+           when h.Attempt > 0 then format('not due: waits to retry after attempt %s', h.Attempt)
+           else 'not due' end
+    when not exists (select from alive) then 'no runner alive'
+    when not exists (select from alive a where h.JobID = any(a.Jobs)) then format('no runner knows the job %s', j.Struct)
+    when not exists (select from alive a where h.JobID = any(a.Jobs) and not a.Draining) then 'runners draining'
+    when c.MaxInstances > 0 and coalesce(r.n, 0) >= c.MaxInstances then
+      format('at MaxInstances %s/%s', r.n, c.MaxInstances)
+    when not exists (select from alive a where h.JobID = any(a.Jobs) and not a.Draining and a.Free > 0) then
+      'all workers busy'
+    else 'about to start'
+  end as Reason,
+  case when c.Active and o.Active and paused.Source is null and h.NotBefore > clock_timestamp() then h.NotBefore end as Until,
+  j.Struct, h.ConfigID, h.OrganizationID, h.Priority, h.NotBefore
+from vm.JobHistory h
+join vm.JobConfig c on c.ID = h.ConfigID
+join vm.Job j on j.ID = h.JobID
+join vm.Organization o on o.ID = h.OrganizationID
+left join running r on r.ConfigID = h.ConfigID
+left join lateral (
+  select s.Source from vm.SourceConfig s
+  where not s.Active and (s.ID in (c.DataInSourceConfigID, c.DataOutSourceConfigID)
+    or exists (select from vm.JobConfigSource x where x.ConfigID = c.ID and x.SourceConfigID = s.ID))
+  limit 1) paused on true
+where h.Ready;
+comment on view vm.JobHistoryWaiting is 'Why is it waiting? ID, Reason and Until (where a time is known) of every PENDING row';
