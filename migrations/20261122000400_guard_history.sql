@@ -274,9 +274,11 @@ create function vm.say_left_alone() returns trigger
   set search_path = vm, pg_catalog
 as $f$
 declare
-  n int := current_setting('rosterd.left_alone')::int;
+  n int := nullif(current_setting('rosterd.left_alone'), '')::int;
 begin
-  if n = 1 then
+  if n is null then
+    return null; -- a statement inside this one (children) has said it already
+  elsif n = 1 then
     raise notice 'JobHistory: %; it was left alone', current_setting('rosterd.left_alone_id');
   else
     raise notice 'JobHistory: % rows are finished or already being cancelled; they were left alone', n;

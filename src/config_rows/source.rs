@@ -1,0 +1,123 @@
+//! `SourceConfig`: one credentialed connection to an outside system, and how hard it may be hit.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// A connection to an outside system.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// `SourceConfig.ID`.
+    pub id: Uuid,
+    /// The kind of system: JIRA, Nexpose, HTTP, ...
+    pub source: String,
+    /// The organization it belongs to.
+    pub organization: Uuid,
+    /// Host name or base URL, as the operator gave it.
+    pub address: String,
+    /// Port, if it is not the usual one.
+    pub port: Option<u16>,
+    /// Credentials and limits.
+    pub auth: AuthInfo,
+    /// Settings of its connector.
+    pub payload: Value,
+}
+
+/// `SourceConfig.AuthInfo`. Its fields are read one by one; as a whole it is never printed.
+#[derive(Clone)]
+pub struct AuthInfo {
+    fields: Value,
+}
+
+impl AuthInfo {
+    /// Calls in flight at once where `Concurrency` is missing (contract section 3).
+    pub const DEFAULT_CONCURRENCY: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
+    /// From the column.
+    pub fn new(fields: Value) -> Self {
+        Self { fields }
+    }
+
+    /// Least time between the starts of two calls; the column counts nanoseconds. The database's CHECK keeps
+    /// it from 0 to an hour.
+    pub fn delay(&self) -> Duration {
+        Duration::from_nanos(self.fields.get("Delay").and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Most calls in flight at once. The database's CHECK keeps it from 1 to 1024.
+    pub fn concurrency(&self) -> NonZeroU32 {
+        self.fields
+            .get("Concurrency")
+            .and_then(Value::as_u64)
+            .and_then(|n| u32::try_from(n).ok())
+            .and_then(NonZeroU32::new)
+            .unwrap_or(Self::DEFAULT_CONCURRENCY)
+    }
+
+    /// A text field that is no secret, such as `Username`.
+    pub fn text(&self, field: &str) -> Option<&str> {
+        self.fields.get(field).and_then(Value::as_str)
+    }
+
+    /// A secret field, such as `Password` or `Token`.
+    pub fn secret(&self, field: &str) -> Option<SecretString> {
+        self.text(field).map(SecretString::from)
+    }
+
+    /// The secrets among its fields, for masking what others print: every text except names.
+    pub fn secrets(&self) -> Vec<SecretString> {
+        const NAMES: [&str; 6] = ["Username", "Host", "TenantID", "ClientID", "Header", "ConsumerKey"];
+        let Some(fields) = self.fields.as_object() else { return Vec::new() };
+        fields
+            .iter()
+            .filter(|(name, _)| !NAMES.contains(&name.as_str()))
+            .filter_map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
+            .map(SecretString::from)
+            .collect()
+    }
+
+    /// `text` with every secret of this source masked.
+    pub fn mask(&self, text: &str) -> String {
+        self.secrets().iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
+    }
+}
+
+impl fmt::Debug for AuthInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthInfo")
+            .field("delay", &self.delay())
+            .field("concurrency", &self.concurrency())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn delay_and_concurrency_default_to_0_and_10() {
+        let auth = AuthInfo::new(json!({}));
+        assert_eq!((auth.delay(), auth.concurrency().get()), (Duration::ZERO, 10));
+        let auth = AuthInfo::new(json!({"Delay": 1_500_000_000_u64, "Concurrency": 3}));
+        assert_eq!((auth.delay(), auth.concurrency().get()), (Duration::from_millis(1500), 3));
+    }
+
+    #[test]
+    fn credentials_never_reach_the_debug_output() {
+        let auth = AuthInfo::new(json!({"Username": "svc", "Password": "canary-1", "Token": "canary-2"}));
+        let printed = format!("{auth:?}");
+        assert!(!printed.contains("canary") && !printed.contains("svc"), "{printed}");
+    }
+
+    #[test]
+    fn a_secret_is_masked_wherever_it_is_printed() {
+        let auth = AuthInfo::new(json!({"Username": "svc", "Password": "canary-1"}));
+        assert_eq!(auth.mask("svc:canary-1@host"), "svc:***@host");
+    }
+}

@@ -1,0 +1,48 @@
+-- Pending -> in progress, for a batch of rows, in the order of Priority, NotBefore, ID.
+--
+-- $1 runner, $2 lanes (JobConfig.ID), $3 how many at most.
+-- The statement sees the newest counts only if it began after the limited lanes were locked, so it is a
+-- statement of its own behind lock_lanes.sql. NO KEY UPDATE leaves foreign keys to the row alone; SKIP LOCKED
+-- leaves a row that an operator is editing for the next tick. `= any(array(...))` keeps the plan on the
+-- primary key. A runner whose row is gone (reaped) or that drains takes nothing.
+with me as materialized (
+  select r.ID from Runner r where r.ID = $1 and not r.Draining for key share
+), lane as materialized (
+  select c.ID,
+    case when c.MaxInstances = 0 then $3
+      else least($3, greatest(0, c.MaxInstances
+        - (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID))) end as Room
+  from ClaimableConfig c
+  where c.ID = any($2) and exists (select from me)
+), candidate as materialized (
+  select h.ID
+  from lane
+  cross join lateral (
+    select h.ID, h.Priority, h.NotBefore
+    from JobHistory h
+    where h.Ready and h.ConfigID = lane.ID and h.NotBefore <= statement_timestamp()
+    order by h.Priority, h.NotBefore, h.ID
+    limit lane.Room) h
+  order by h.Priority, h.NotBefore, h.ID
+  limit $3
+), taken as materialized (
+  select h.ID, h.ConfigID
+  from JobHistory h
+  where h.ID = any(array(select c.ID from candidate c)) and h.Ready
+  for no key update skip locked
+), batch as (
+  insert into Claim (RunnerID, ConfigID, HistoryIDs, Open)
+  select $1, t.ConfigID, array_agg(t.ID), count(*)::int from taken t group by t.ConfigID
+  returning ID, ConfigID
+)
+update JobHistory h
+set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
+    StartedDate = clock_timestamp(), PulseDate = clock_timestamp(), WaitingSince = null,
+    StopReason = null, Progress = null
+from taken t
+join batch b on b.ConfigID = t.ConfigID
+where h.ID = t.ID and h.Ready
+returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
+  h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
+  h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",
+  extract(epoch from h.StartedDate - greatest(h.NotBefore, h.CreatedDate))::float8 as "waited_seconds!"

@@ -1,0 +1,54 @@
+//! Every read of the history.
+
+use super::{Fence, HistoryId, Status};
+use sqlx::PgExecutor;
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// Which of these runs still own their rows. The others were rescued from this runner while it was away.
+pub async fn still_owned(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    fences: &[Fence],
+) -> Result<HashSet<HistoryId>, sqlx::Error> {
+    let ids: Vec<Uuid> = fences.iter().map(|fence| fence.id.0).collect();
+    let claims: Vec<i64> = fences.iter().map(|fence| fence.claim).collect();
+    let rows = sqlx::query_scalar!(
+        "select h.ID
+         from unnest($2::uuid[], $3::bigint[]) as f (ID, ClaimID)
+         join JobHistory h on h.ID = f.ID
+         where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1)",
+        runner,
+        &ids,
+        &claims,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows.into_iter().map(HistoryId).collect())
+}
+
+/// What became of a row that may have been settled by a statement whose answer never came: its status, if
+/// this very claim wrote it last.
+pub async fn settled_by(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    fence: Fence,
+) -> Result<Option<Status>, sqlx::Error> {
+    let status = sqlx::query_scalar!(
+        "select StatusID from JobHistory where ID = $1 and ThreadID = $2 and ClaimID = $3 and StatusID not in (2, -1)",
+        fence.id.0,
+        runner,
+        fence.claim,
+    )
+    .fetch_optional(db)
+    .await?;
+    Ok(status.and_then(Status::from_id))
+}
+
+/// Rows of this runner that an operator wants stopped.
+pub async fn cancel_requests(db: impl PgExecutor<'_>, runner: Uuid) -> Result<Vec<HistoryId>, sqlx::Error> {
+    let ids = sqlx::query_scalar!("select HistoryID from CancelRequest where RunnerID = $1", runner)
+        .fetch_all(db)
+        .await?;
+    Ok(ids.into_iter().map(HistoryId).collect())
+}

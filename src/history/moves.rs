@@ -1,0 +1,240 @@
+//! Every write of a row, one function per arrow of the state diagram.
+//!
+//! Callers bring the connection. The engine's own connections have `rosterd.actor = 'runner'` set, which is
+//! how the guard in the database tells its moves from an operator's.
+
+use super::{ClaimedJob, Fence, HistoryId, NewRow, Settlement, Status};
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, PgExecutor};
+use std::collections::HashMap;
+use uuid::Uuid;
+
+/// What one tick found: lanes (configurations) with a due row and room, and when to look again.
+#[derive(Debug, Default, Clone)]
+pub struct Tick {
+    /// Lanes without `MaxInstances`.
+    pub free: Vec<Uuid>,
+    /// Lanes with `MaxInstances`, which must be locked before room is counted.
+    pub limited: Vec<Uuid>,
+    /// Seconds until the next waiting row falls due.
+    pub next_due_seconds: Option<f64>,
+}
+
+impl Tick {
+    /// Whether there is anything to claim.
+    pub fn is_idle(&self) -> bool {
+        self.free.is_empty() && self.limited.is_empty()
+    }
+}
+
+/// Insert -> pending, from inside the daemon or one of its commands.
+pub async fn insert(db: impl PgExecutor<'_>, row: &NewRow) -> Result<HistoryId, sqlx::Error> {
+    let id = sqlx::query_scalar!(
+        "insert into JobHistory (ConfigID, StatusID, Payload, Priority, NotBefore, Identifier, ParentJobID)
+         values ($1, 1, $2, $3, $4, $5, $6)
+         returning ID",
+        row.config,
+        row.payload,
+        row.priority,
+        row.not_before,
+        row.identifier,
+        row.parent.map(|parent| parent.0),
+    )
+    .fetch_one(db)
+    .await?;
+    Ok(HistoryId(id))
+}
+
+/// Looks for lanes with due rows of these jobs (`Job.ID`). One statement, and the only one of an idle tick.
+pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32]) -> Result<Tick, sqlx::Error> {
+    sqlx::query_file_as!(Tick, "src/history/tick.sql", jobs).fetch_one(db).await
+}
+
+/// Pending -> in progress: takes at most `limit` due rows for `runner`, in the order of Priority, NotBefore, ID.
+///
+/// Runs in a transaction only if a limited lane is among them; `tick.limited` that another session holds
+/// locked are left out.
+pub async fn claim(
+    db: &mut PgConnection,
+    runner: Uuid,
+    tick: &Tick,
+    limit: i64,
+) -> Result<Vec<ClaimedJob>, sqlx::Error> {
+    if tick.limited.is_empty() {
+        return claim_from(&mut *db, runner, &tick.free, limit).await;
+    }
+    // BEGIN and COMMIT as statements: this connection belongs to one loop that closes it on any error, so no
+    // half-open transaction can be inherited by anybody.
+    sqlx::raw_sql("begin").execute(&mut *db).await?;
+    let mut lanes =
+        sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
+    lanes.extend_from_slice(&tick.free);
+    let claimed = claim_from(&mut *db, runner, &lanes, limit).await?;
+    sqlx::raw_sql("commit").execute(&mut *db).await?;
+    Ok(claimed)
+}
+
+async fn claim_from(
+    db: &mut PgConnection,
+    runner: Uuid,
+    lanes: &[Uuid],
+    limit: i64,
+) -> Result<Vec<ClaimedJob>, sqlx::Error> {
+    if lanes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut rows =
+        sqlx::query_file!("src/history/claim.sql", runner, lanes, limit).fetch_all(&mut *db).await?;
+    // RETURNING has no order of its own.
+    rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
+    rows.into_iter()
+        .map(|row| {
+            Ok(ClaimedJob {
+                fence: Fence { id: HistoryId(row.id), claim: row.claim, attempt: row.attempt },
+                config: row.config,
+                job: row.job,
+                payload: RawValue::from_string(row.payload).map_err(|e| sqlx::Error::Decode(e.into()))?,
+                iteration: row.iteration,
+                parent: row.parent.map(HistoryId),
+                due: row.due,
+                started: row.started,
+                waited_seconds: row.waited_seconds,
+            })
+        })
+        .collect()
+}
+
+/// What a settled row became.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settled {
+    /// The row.
+    pub id: HistoryId,
+    /// Its status now.
+    pub status: Status,
+    /// Seconds until it may start again, if it is pending.
+    pub due_seconds: f64,
+    /// Whether it waits between two iterations.
+    pub waits: bool,
+}
+
+/// In progress -> completed, error, canceled, or pending again, for a batch of runs.
+///
+/// Rows that are not in the answer were not written: another session holds them or their configuration
+/// locked (ask again), or they are no longer ours (see [`super::lookup::still_owned`]).
+pub async fn settle(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    runs: &[Settlement],
+    retry_max_seconds: f64,
+) -> Result<Vec<Settled>, sqlx::Error> {
+    let ids: Vec<Uuid> = runs.iter().map(|run| run.fence.id.0).collect();
+    let claims: Vec<i64> = runs.iter().map(|run| run.fence.claim).collect();
+    let attempts: Vec<i32> = runs.iter().map(|run| run.fence.attempt).collect();
+    let verdicts: Vec<i32> = runs.iter().map(|run| run.verdict as i32).collect();
+    let errors: Vec<Option<String>> = runs.iter().map(|run| run.error.clone()).collect();
+    let results: Vec<Option<serde_json::Value>> = runs.iter().map(|run| run.result.clone()).collect();
+    let stop_reasons: Vec<Option<String>> =
+        runs.iter().map(|run| run.stop_reason.map(|reason| reason.as_str().to_owned())).collect();
+    let progress: Vec<Option<String>> = runs.iter().map(|run| run.progress.clone()).collect();
+    let jitter: Vec<f64> = runs.iter().map(|_| fastrand::f64()).collect();
+    let mut configs: Vec<Uuid> = runs.iter().map(|run| run.config).collect();
+    configs.sort_unstable();
+    configs.dedup();
+    let rows = sqlx::query_file!(
+        "src/history/settle.sql",
+        runner,
+        &ids,
+        &claims,
+        &attempts,
+        &verdicts,
+        &errors as &[Option<String>],
+        &results as &[Option<serde_json::Value>],
+        &stop_reasons as &[Option<String>],
+        &progress as &[Option<String>],
+        &jitter,
+        &configs,
+        retry_max_seconds,
+    )
+    .fetch_all(db)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Settled {
+                id: HistoryId(row.id),
+                status: known_status(row.status)?,
+                due_seconds: row.due_seconds,
+                waits: row.waits,
+            })
+        })
+        .collect()
+}
+
+fn known_status(id: i32) -> Result<Status, sqlx::Error> {
+    Status::from_id(id).ok_or_else(|| sqlx::Error::Decode(format!("StatusID {id} is not known").into()))
+}
+
+/// Writes the newest progress of rows in progress. Rows no longer ours, or held locked, keep what they have.
+pub async fn write_progress(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    newest: &HashMap<HistoryId, String>,
+) -> Result<u64, sqlx::Error> {
+    let (ids, texts): (Vec<Uuid>, Vec<String>) = newest.iter().map(|(id, text)| (id.0, text.clone())).unzip();
+    let done = sqlx::query!(
+        "with news as (select * from unnest($2::uuid[], $3::text[]) as n (ID, Progress)),
+         mine as materialized (
+           select h.ID, n.Progress
+           from news n join JobHistory h on h.ID = n.ID
+           where h.ThreadID = $1 and h.StatusID = 2
+           for no key update of h skip locked)
+         update JobHistory h
+         set Progress = m.Progress, PulseDate = clock_timestamp()
+         from mine m
+         where h.ID = m.ID",
+        runner,
+        &ids,
+        &texts,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Rows of runners that are gone -> pending, error or canceled. Returns what became of each.
+pub async fn rescue(db: impl PgExecutor<'_>) -> Result<Vec<(HistoryId, Status)>, sqlx::Error> {
+    let rows = sqlx::query_file!("src/history/rescue.sql").fetch_all(db).await?;
+    rows.into_iter().map(|row| Ok((HistoryId(row.id), known_status(row.status)?))).collect()
+}
+
+/// Forgets claims none of whose rows is in progress any more: those of this runner by their count, those of
+/// dead runners by looking at the rows themselves.
+pub async fn forget_closed_claims(db: impl PgExecutor<'_>, runner: Uuid) -> Result<u64, sqlx::Error> {
+    let done = sqlx::query!(
+        "delete from Claim k
+         where (k.RunnerID = $1 and k.Open <= 0)
+            or (not exists (select from Runner r where r.ID = k.RunnerID)
+                and not exists (
+                  select from unnest(k.HistoryIDs) as i (ID)
+                  join JobHistory h on h.ID = i.ID
+                  where h.ThreadID = k.RunnerID and h.ClaimID = k.ID and h.StatusID in (2, -1)))",
+        runner,
+    )
+    .execute(db)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Live -> cancel, as an operator would by hand. Returns the status after it, or `None` if there is no such row.
+pub async fn cancel(db: &mut PgConnection, id: HistoryId) -> Result<Option<Status>, sqlx::Error> {
+    sqlx::query!("update JobHistory set StatusID = -1 where ID = $1", id.0).execute(&mut *db).await?;
+    let status = sqlx::query_scalar!("select StatusID from JobHistory where ID = $1", id.0)
+        .fetch_optional(&mut *db)
+        .await?;
+    status.map(known_status).transpose()
+}
+
+/// A fresh row from a finished one; `vm.rerun` says why, if it cannot be.
+pub async fn rerun(db: impl PgExecutor<'_>, id: HistoryId) -> Result<HistoryId, sqlx::Error> {
+    let fresh = sqlx::query_scalar!(r#"select vm.rerun($1) as "id!""#, id.0).fetch_one(db).await?;
+    Ok(HistoryId(fresh))
+}

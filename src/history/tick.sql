@@ -1,0 +1,18 @@
+-- The one statement of an idle tick: which lanes have a due row and room, and when the next row falls due.
+-- `limited` lanes need their JobConfig row locked before room is counted; `free` ones do not.
+with lane as materialized (
+  select c.ID, c.MaxInstances
+  from ClaimableConfig c
+  where c.JobID = any($1)
+    and exists (
+      select from JobHistory h
+      where h.Ready and h.ConfigID = c.ID and h.NotBefore <= statement_timestamp())
+    and (c.MaxInstances = 0
+      or c.MaxInstances > (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID))
+)
+select
+  array(select ID from lane where MaxInstances = 0) as "free!",
+  array(select ID from lane where MaxInstances > 0) as "limited!",
+  (select extract(epoch from min(h.NotBefore) - statement_timestamp())::float8
+   from JobHistory h
+   where h.Ready and h.NotBefore > h.CreatedDate and h.NotBefore > statement_timestamp()) as next_due_seconds

@@ -1,0 +1,76 @@
+//! How a job says that it failed, and what shall happen next.
+
+use serde_json::Value;
+use std::fmt;
+
+/// A job's failure. `?` on any error makes one that is tried again while `JobConfig.MaxAttempts` allows;
+/// [`JobError::fatal`] ends the row at once. Either way the text ends up in `JobHistory.Error`.
+///
+/// It does not implement [`std::error::Error`] itself, so that every error converts into it.
+pub struct JobError {
+    pub(crate) kind: ErrorKind,
+    pub(crate) error: anyhow::Error,
+    pub(crate) result: Option<Value>,
+}
+
+/// What happens after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Tried again after a back-off, while `MaxAttempts` allows.
+    Retry,
+    /// Never tried again: trying cannot help.
+    Fatal,
+}
+
+impl JobError {
+    /// Ends the row as ERROR whatever `MaxAttempts` says: trying again cannot help.
+    pub fn fatal(error: impl Into<anyhow::Error>) -> Self {
+        Self { kind: ErrorKind::Fatal, error: error.into(), result: None }
+    }
+
+    /// The same from a sentence.
+    pub fn fatal_message(message: impl fmt::Display) -> Self {
+        Self::fatal(anyhow::anyhow!("{message}"))
+    }
+
+    /// A failure worth another attempt, from a sentence.
+    pub fn retry_message(message: impl fmt::Display) -> Self {
+        Self::from(anyhow::anyhow!("{message}"))
+    }
+
+    /// Keeps what is known for `JobHistory.Result`, although the run failed.
+    #[must_use]
+    pub fn with_result(mut self, result: impl Into<Value>) -> Self {
+        self.result = Some(result.into());
+        self
+    }
+
+    /// What happens next.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What is kept for `JobHistory.Result`.
+    pub fn result(&self) -> Option<&Value> {
+        self.result.as_ref()
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for JobError {
+    fn from(error: E) -> Self {
+        Self { kind: ErrorKind::Retry, error: error.into(), result: None }
+    }
+}
+
+/// The error with its chain of causes, on one line.
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl fmt::Debug for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {:#}", self.kind, self.error)
+    }
+}
