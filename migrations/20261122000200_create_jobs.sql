@@ -133,7 +133,8 @@ begin
   end if;
   return new;
 end $f$;
-create trigger jobconfig_check before insert or update on vm.JobConfig
+create trigger jobconfig_check before insert or update of Payload, WaitInSeconds, MaxInstances, TimeoutInSeconds,
+    MaxAttempts, RetryDelaySeconds, OnRunnerLoss on vm.JobConfig
   for each row execute function vm.check_job_config();
 create trigger jobconfig_stamp before update on vm.JobConfig
   for each row when (coalesce(current_setting('rosterd.actor', true), '') <> 'runner')

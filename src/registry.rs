@@ -204,7 +204,12 @@ mod tests {
     #[test]
     fn a_job_is_found_whatever_the_case_and_punctuation_and_with_or_without_job() {
         let registry = Registry::new().register(Change);
-        for name in ["SAPM_PasswordChangeJob", "sapm passwordchangejob", "SapmPasswordChange", "sapm-password-change JOB"] {
+        for name in [
+            "SAPM_PasswordChangeJob",
+            "sapm passwordchangejob",
+            "SapmPasswordChange",
+            "sapm-password-change JOB",
+        ] {
             assert!(registry.find(name).is_some(), "{name}");
         }
         assert!(registry.find("sapm").is_none());

@@ -29,6 +29,8 @@ pub struct JobConfig {
     pub organization_payload: Value,
     /// Whether its rows start over after each run.
     pub continuous: bool,
+    /// Whether `MaxInstances` limits it.
+    pub limited: bool,
     /// How long a run may take; `None` = no limit.
     pub time_limit: Option<Duration>,
     /// Times a failing row is tried.
@@ -53,7 +55,7 @@ pub async fn load(
     let configs = sqlx::query!(
         r#"select c.ID as id, c.JobID as job, j.Struct as job_struct, c.OrganizationID as organization,
              o.Code as organization_code, o.Payload as organization_payload, c.Continuous as continuous,
-             c.TimeoutInSeconds as timeout, c.MaxAttempts as max_attempts, c.LastJobStart as last_job_start,
+             c.TimeoutInSeconds as timeout, c.MaxAttempts as max_attempts, c.MaxInstances > 0 as "limited!", c.LastJobStart as last_job_start,
              c.DataInSourceConfigID as in_source, c.DataOutSourceConfigID as out_source,
              exists (select from JobConfigSource x where x.ConfigID = c.ID) as "further!"
            from JobConfig c
@@ -70,7 +72,8 @@ pub async fn load(
         .filter(|c| c.in_source.is_some() || c.out_source.is_some() || c.further)
         .map(|c| c.id)
         .collect();
-    let mut sources = if with_sources.is_empty() { HashMap::new() } else { load_sources(&mut *db, &with_sources).await? };
+    let mut sources =
+        if with_sources.is_empty() { HashMap::new() } else { load_sources(&mut *db, &with_sources).await? };
 
     Ok(configs
         .into_iter()
@@ -85,7 +88,11 @@ pub async fn load(
                 organization_code: c.organization_code,
                 organization_payload: c.organization_payload,
                 continuous: c.continuous,
-                time_limit: c.timeout.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs),
+                limited: c.limited,
+                time_limit: c
+                    .timeout
+                    .and_then(|seconds| u64::try_from(seconds).ok())
+                    .map(Duration::from_secs),
                 max_attempts: c.max_attempts,
                 last_job_start: c.last_job_start,
                 in_source,

@@ -82,7 +82,9 @@ impl AuthInfo {
 
     /// `text` with every secret of this source masked.
     pub fn mask(&self, text: &str) -> String {
-        self.secrets().iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
+        self.secrets()
+            .iter()
+            .fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
     }
 }
 

@@ -18,6 +18,10 @@ pub struct Tick {
     pub limited: Vec<Uuid>,
     /// Seconds until the next waiting row falls due.
     pub next_due_seconds: Option<f64>,
+    /// Whether a schedule is due, or new.
+    pub schedules_due: bool,
+    /// Whether some slot of the wake-up hint is not armed.
+    pub unarmed: bool,
 }
 
 impl Tick {

@@ -1,4 +1,5 @@
--- The one statement of an idle tick: which lanes have a due row and room, and when the next row falls due.
+-- The one statement of an idle tick: which lanes have a due row and room, when the next row falls due,
+-- and whether a schedule wants to be served.
 -- `limited` lanes need their JobConfig row locked before room is counted; `free` ones do not.
 with lane as materialized (
   select c.ID, c.MaxInstances
@@ -15,4 +16,8 @@ select
   array(select ID from lane where MaxInstances > 0) as "limited!",
   (select extract(epoch from min(h.NotBefore) - statement_timestamp())::float8
    from JobHistory h
-   where h.Ready and h.NotBefore > h.CreatedDate and h.NotBefore > statement_timestamp()) as next_due_seconds
+   where h.Ready and h.NotBefore > h.CreatedDate and h.NotBefore > statement_timestamp()) as next_due_seconds,
+  exists (
+    select from JobSchedule s
+    where s.Active and s.Error is null and (s.NextRun is null or s.NextRun <= statement_timestamp())) as "schedules_due!",
+  exists (select from WakeHint w where not w.Armed) as "unarmed!"

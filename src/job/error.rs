@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Retry,
     /// Never tried again: trying cannot help.
     Fatal,
+    /// It stopped because it was told to. Without a cancel or a time limit behind it, the same as `Retry`.
+    Stopped,
 }
 
 impl JobError {
@@ -31,6 +33,11 @@ impl JobError {
     /// The same from a sentence.
     pub fn fatal_message(message: impl fmt::Display) -> Self {
         Self::fatal(anyhow::anyhow!("{message}"))
+    }
+
+    /// What a job returns when it heard [`JobContext::cancelled`](super::JobContext::cancelled) and stopped.
+    pub fn stopped() -> Self {
+        Self { kind: ErrorKind::Stopped, error: anyhow::anyhow!("stopped"), result: None }
     }
 
     /// A failure worth another attempt, from a sentence.

@@ -1,0 +1,202 @@
+//! A job author's own binary: the rosterd that ships, and these jobs.
+//!
+//! The same command line, the same daemon: `cargo run --example own_jobs -- run`. The project's tests run it
+//! too, because its jobs misbehave in every way a job can.
+
+use rosterd::job::{Child, Job, JobContext, JobError, NoPayload, Outcome};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+fn main() -> ExitCode {
+    rosterd::run(
+        rosterd::jobs::built_in()
+            .register(NoopJob)
+            .register(SleepJob)
+            .register(StubbornJob)
+            .register(SpinJob)
+            .register(FailJob)
+            .register(PanicJob)
+            .register(ParentJob)
+            .register(TalkJob),
+    )
+}
+
+/// Does nothing: what is left is the scheduler's own cost.
+struct NoopJob;
+
+impl Job for NoopJob {
+    const STRUCT: &'static str = "NoopJob";
+    const DESCRIPTION: &'static str = "Does nothing";
+    type Payload = NoPayload;
+
+    async fn run(&self, _: JobContext, _: NoPayload) -> Result<Outcome, JobError> {
+        Ok(Outcome::done())
+    }
+}
+
+/// How long a job takes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Duty {
+    #[serde(default = "one_minute")]
+    seconds: f64,
+}
+
+fn one_minute() -> f64 {
+    60.0
+}
+
+impl Duty {
+    fn time(&self) -> Result<Duration, JobError> {
+        Duration::try_from_secs_f64(self.seconds).map_err(JobError::fatal)
+    }
+}
+
+/// Waits as a good job does: it hears the cancel.
+struct SleepJob;
+
+impl Job for SleepJob {
+    const STRUCT: &'static str = "SleepJob";
+    const DESCRIPTION: &'static str = "Waits for some seconds, and stops when told to";
+    type Payload = Duty;
+
+    async fn run(&self, ctx: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        ctx.info(format!("sleeping for {} seconds", duty.seconds));
+        ctx.progress("asleep");
+        tokio::select! {
+            () = ctx.cancelled() => Err(JobError::stopped()),
+            () = tokio::time::sleep(duty.time()?) => Ok(Outcome::with_result(serde_json::json!({ "slept_seconds": duty.seconds }))),
+        }
+    }
+}
+
+/// Waits without hearing the cancel; it can only be aborted.
+struct StubbornJob;
+
+impl Job for StubbornJob {
+    const STRUCT: &'static str = "StubbornJob";
+    const DESCRIPTION: &'static str = "Waits for some seconds and does not hear a cancel";
+    type Payload = Duty;
+
+    async fn run(&self, _: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        tokio::time::sleep(duty.time()?).await;
+        Ok(Outcome::done())
+    }
+}
+
+/// Blocks its thread; it cannot even be aborted.
+struct SpinJob;
+
+impl Job for SpinJob {
+    const STRUCT: &'static str = "SpinJob";
+    const DESCRIPTION: &'static str = "Keeps a thread busy for some seconds, hearing nothing";
+    type Payload = Duty;
+
+    async fn run(&self, _: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        let until = Instant::now() + duty.time()?;
+        while Instant::now() < until {
+            std::hint::spin_loop();
+        }
+        Ok(Outcome::done())
+    }
+}
+
+/// How a job fails.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Failing {
+    /// Attempts that fail before one succeeds.
+    #[serde(default = "always")]
+    times: i32,
+    /// Whether trying again is useless.
+    #[serde(default)]
+    fatal: bool,
+}
+
+fn always() -> i32 {
+    i32::MAX
+}
+
+/// Fails, with something to show for it.
+struct FailJob;
+
+impl Job for FailJob {
+    const STRUCT: &'static str = "FailJob";
+    const DESCRIPTION: &'static str = "Fails a number of times";
+    type Payload = Failing;
+
+    async fn run(&self, ctx: JobContext, payload: Failing) -> Result<Outcome, JobError> {
+        let attempt = ctx.row().attempt;
+        if attempt > payload.times {
+            return Ok(Outcome::with_result(serde_json::json!({ "attempt": attempt })));
+        }
+        let error = anyhow::anyhow!("the disk is full").context(format!("attempt {attempt} failed"));
+        let error = if payload.fatal { JobError::fatal(error) } else { JobError::from(error) };
+        Err(error.with_result(serde_json::json!({ "attempt": attempt })))
+    }
+}
+
+/// Panics.
+struct PanicJob;
+
+impl Job for PanicJob {
+    const STRUCT: &'static str = "PanicJob";
+    const DESCRIPTION: &'static str = "Panics";
+    type Payload = NoPayload;
+
+    async fn run(&self, ctx: JobContext, _: NoPayload) -> Result<Outcome, JobError> {
+        panic!("row {} found the cupboard bare", ctx.row().id);
+    }
+}
+
+/// What a parent's children are.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Family {
+    /// `JobConfig.ID` of the children.
+    child_config: uuid::Uuid,
+    children: u32,
+}
+
+/// Puts children on the queue and waits to be stopped.
+struct ParentJob;
+
+impl Job for ParentJob {
+    const STRUCT: &'static str = "ParentJob";
+    const DESCRIPTION: &'static str = "Puts child rows on the queue and waits to be stopped";
+    type Payload = Family;
+
+    async fn run(&self, ctx: JobContext, payload: Family) -> Result<Outcome, JobError> {
+        for n in 0..payload.children {
+            ctx.enqueue(Child::of(payload.child_config).identifier(format!("child {n}"))).await?;
+        }
+        ctx.progress(format!("{} children", payload.children));
+        ctx.cancelled().await;
+        Err(JobError::stopped())
+    }
+}
+
+/// How much a job says.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Speech {
+    lines: u32,
+}
+
+/// Writes log lines.
+struct TalkJob;
+
+impl Job for TalkJob {
+    const STRUCT: &'static str = "TalkJob";
+    const DESCRIPTION: &'static str = "Writes a number of log lines";
+    type Payload = Speech;
+
+    async fn run(&self, ctx: JobContext, payload: Speech) -> Result<Outcome, JobError> {
+        for n in 1..=payload.lines {
+            ctx.info(format!("line {n}"));
+        }
+        Ok(Outcome::done())
+    }
+}

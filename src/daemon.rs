@@ -1,0 +1,374 @@
+//! Start-up order and shut-down order, nothing else.
+
+use crate::config::Config;
+use crate::engine::{Engine, state};
+use crate::limits::SourceLimiter;
+use crate::log::{LogLines, write_logs};
+use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
+use crate::postgres::embedded::EmbeddedPostgres;
+use crate::postgres::migrate::{self, SchemaError};
+use crate::registry::{AnyJob, Registry};
+use crate::schedule::{autostart, tick};
+use crate::systemd::Systemd;
+use crate::vitals::Vitals;
+use crate::{log, web};
+use sqlx::PgConnection;
+use sqlx::postgres::PgConnectOptions;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
+use tokio_util::sync::CancellationToken;
+
+/// The database is looked after this often while it is away and ours.
+const EMBEDDED_CHECK: Duration = Duration::from_secs(1);
+
+/// Everything a daemon starts with.
+pub(crate) struct Start {
+    pub(crate) settings: Arc<Config>,
+    pub(crate) registry: Registry,
+    pub(crate) options: PgConnectOptions,
+    pub(crate) embedded: Option<Arc<Mutex<Option<EmbeddedPostgres>>>>,
+    pub(crate) log_lines: LogLines,
+    pub(crate) log_handle: Option<log::LogHandle>,
+}
+
+/// Why a daemon could not start, or had to give up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DaemonError {
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("failed to listen on {address} for HTTP: {error}; give another with --listen, or \"off\"")]
+    Listen { address: String, error: std::io::Error },
+    #[error("failed to start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// When to stop: `stop` asks for it, `hurry` asks again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StopSignals {
+    pub(crate) stop: CancellationToken,
+    pub(crate) hurry: CancellationToken,
+    pub(crate) reload: Arc<tokio::sync::Notify>,
+}
+
+/// The two runtimes: loops here, jobs there.
+pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonError> {
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("rosterd-control")
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Thread)?;
+    let jobs = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(settings.engine.threads())
+        .thread_name("rosterd-jobs")
+        .enable_all()
+        .build()
+        .map_err(DaemonError::Thread)?;
+    Ok((control, jobs))
+}
+
+/// Runs until told to stop. Called on the control runtime.
+pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
+    let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
+    let vitals = Arc::new(Vitals::new());
+    let systemd = Systemd::start(Arc::clone(&vitals), signals.stop.clone());
+    let limits = Limits {
+        connect: settings.database.connect_timeout(),
+        statement: settings.database.statement_timeout(),
+    };
+
+    let web_stop = CancellationToken::new();
+    let web = match settings.http.address() {
+        Some(address) => Some(serve_http(address, &vitals, &web_stop).await?),
+        None => None,
+    };
+    if let Some(embedded) = embedded {
+        tokio::spawn(keep_embedded_alive(embedded, Arc::clone(&vitals), signals.stop.clone()));
+    }
+
+    let Some(jobs) = prepare(&options, limits, &registry, &vitals, &signals.stop).await? else {
+        return Ok(()); // told to stop before the database was there
+    };
+    let pool = connect::pool(&options, "jobs", settings.database.max_connections, limits);
+    let log_pool = connect::pool(&options, "logs", 1, limits);
+    let logs_stop = CancellationToken::new();
+    let logs = tokio::spawn(write_logs(log_lines, log_pool, logs_stop.clone()));
+
+    let state = Arc::new(state::EngineState::new(state::Parts {
+        settings: Arc::clone(&settings),
+        options: options.clone(),
+        limits,
+        vitals: Arc::clone(&vitals),
+        jobs,
+        control: Handle::current(),
+        jobs_runtime,
+    }));
+    let scheduler = tick::Scheduler {
+        options: options.clone(),
+        limits,
+        hints: state.hints.clone(),
+        vitals: Arc::clone(&vitals),
+        missed_grace: settings.schedule.missed_grace(),
+        missed_max: settings.schedule.missed_max,
+    };
+    let engine = Engine::start(Arc::clone(&state), pool.clone(), SourceLimiter::new(pool, uuid::Uuid::nil()));
+    autostart_configs(&options, limits, &state.hints, &signals.stop).await;
+    let schedule_stop = CancellationToken::new();
+    let schedule = tokio::spawn(scheduler.run(schedule_stop.clone()));
+
+    until_ready(&vitals, &signals.stop).await;
+    if !signals.stop.is_cancelled() {
+        say_ready();
+        systemd.ready();
+    }
+    wait_for_stop(&signals, &systemd, &state.hints).await;
+
+    tracing::info!("Job Runner: told to stop");
+    let drain = settings.engine.drain();
+    systemd.stopping(drain + settings.engine.cancel_grace());
+    vitals.set_ready(false);
+    schedule_stop.cancel();
+    // It holds nothing but a connection.
+    let _ = schedule.await;
+    vitals.retire("schedule");
+    engine.stop(drain, signals.hurry.clone()).await;
+    web_stop.cancel();
+    if let Some(web) = web {
+        let _ = web.await;
+    }
+    if let Some(handle) = log_handle {
+        let _ = tokio::time::timeout(Duration::from_secs(2), handle.flush()).await;
+    }
+    logs_stop.cancel();
+    let _ = logs.await;
+    tracing::info!("Job Runner: stopped");
+    Ok(())
+}
+
+/// Contract: printed and logged once it claims.
+#[allow(clippy::print_stdout)]
+fn say_ready() {
+    tracing::info!("rosterd is ready");
+    println!("rosterd is ready");
+}
+
+async fn serve_http(
+    address: &str,
+    vitals: &Arc<Vitals>,
+    stop: &CancellationToken,
+) -> Result<tokio::task::JoinHandle<()>, DaemonError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| DaemonError::Listen { address: address.to_owned(), error })?;
+    let bound: Option<SocketAddr> = listener.local_addr().ok();
+    web::metrics::install();
+    if let Some(bound) = bound {
+        tracing::info!("HTTP: listening on http://{bound}/ (healthz, readyz, metrics)");
+    }
+    let vitals = Arc::clone(vitals);
+    let stop = stop.clone();
+    Ok(tokio::spawn(async move {
+        if let Err(error) = web::serve(listener, vitals, stop).await {
+            tracing::error!("HTTP: stopped serving: {error}");
+        }
+    }))
+}
+
+/// Migrates and registers the jobs, as often as it takes; `None` when told to stop before.
+async fn prepare(
+    options: &PgConnectOptions,
+    limits: Limits,
+    registry: &Registry,
+    vitals: &Vitals,
+    stop: &CancellationToken,
+) -> Result<Option<HashMap<i32, Arc<dyn AnyJob>>>, DaemonError> {
+    let mut backoff = Backoff::new(Duration::from_secs(2));
+    loop {
+        vitals.progress("start");
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            outcome = prepare_once(options, limits, registry) => outcome,
+        };
+        match outcome {
+            Ok(jobs) => {
+                vitals.set_database_up(true);
+                vitals.retire("start");
+                return Ok(Some(jobs));
+            }
+            Err(error) if error.is_outage() => {
+                let wait = backoff.next_wait();
+                tracing::warn!("Job Runner: {error}; tried again in {wait:.1?}");
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(None),
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+async fn prepare_once(
+    options: &PgConnectOptions,
+    limits: Limits,
+    registry: &Registry,
+) -> Result<HashMap<i32, Arc<dyn AnyJob>>, SchemaError> {
+    let migrated = migrate::migrate(options, limits).await?;
+    for step in &migrated.applied {
+        tracing::info!("Schema: applied '{step}'");
+    }
+    let mut db = connect::connect(options, "start", Speaker::Runner, limits).await?;
+    warn_of_lossy_server(&mut db).await?;
+    Ok(register_jobs(&mut db, registry).await?)
+}
+
+/// Settings under which a crash of the server's machine may lose what was acknowledged.
+async fn warn_of_lossy_server(db: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let lossy: Vec<String> = sqlx::query_scalar(
+        "select name || ' = ' || setting from pg_settings
+         where (name in ('fsync', 'full_page_writes') and setting = 'off')
+            or (name = 'synchronous_commit' and setting = 'off')",
+    )
+    .fetch_all(db)
+    .await?;
+    if !lossy.is_empty() {
+        tracing::warn!(
+            "Schema: the server runs with {}: a crash of its machine may lose rows",
+            lossy.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Makes a row in `Job` for each registered job, and learns its ID. An operator's Priority stays.
+pub(crate) async fn register_jobs(
+    db: &mut PgConnection,
+    registry: &Registry,
+) -> Result<HashMap<i32, Arc<dyn AnyJob>>, sqlx::Error> {
+    let mut jobs = HashMap::new();
+    for job in registry.iter() {
+        let id = sqlx::query_scalar!(
+            r#"with known as (
+                 select ID from Job where Key = vm.job_key($1)
+               ), changed as (
+                 update Job set Description = $2, PayloadSchema = $3
+                 where ID = (select ID from known)
+                   and (Description is distinct from $2 or PayloadSchema is distinct from $3)
+               ), added as (
+                 insert into Job (Struct, Priority, Description, PayloadSchema)
+                 select $1, $4, $2, $3 where not exists (select from known)
+                 on conflict (Key) do update set Description = excluded.Description
+                 returning ID
+               )
+               select ID as "id!" from known union all select ID from added"#,
+            job.name(),
+            job.description(),
+            job.schema(),
+            job.priority(),
+        )
+        .fetch_one(&mut *db)
+        .await?;
+        jobs.insert(id, Arc::clone(job));
+    }
+    Ok(jobs)
+}
+
+/// Every start puts a row on the queue for each AutoStart configuration without one, however long the
+/// database keeps us waiting for it.
+async fn autostart_configs(
+    options: &PgConnectOptions,
+    limits: Limits,
+    hints: &crate::postgres::listen::Hints,
+    stop: &CancellationToken,
+) {
+    let mut backoff = Backoff::new(Duration::from_secs(2));
+    while !stop.is_cancelled() {
+        let attempt = async {
+            let mut db = connect::connect(options, "autostart", Speaker::Runner, limits).await?;
+            within(limits.statement, autostart::run(&mut db)).await
+        };
+        match attempt.await {
+            Ok(done) => {
+                for config in &done.already_live {
+                    tracing::info!("AutoStart: configuration {config} has a live row already, none is added");
+                }
+                if !done.started.is_empty() {
+                    tracing::info!("AutoStart: {} rows put on the queue", done.started.len());
+                    hints.wake.notify_one();
+                }
+                return;
+            }
+            Err(error) => {
+                let wait = backoff.next_wait();
+                tracing::warn!("AutoStart: {error}; tried again in {wait:.1?}");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn until_ready(vitals: &Vitals, stop: &CancellationToken) {
+    while !vitals.ready() && !stop.is_cancelled() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn wait_for_stop(signals: &StopSignals, systemd: &Systemd, hints: &crate::postgres::listen::Hints) {
+    loop {
+        tokio::select! {
+            () = signals.stop.cancelled() => return,
+            () = signals.reload.notified() => {
+                // Everything operators change lives in the database and acts at once; what a reload adds is a
+                // fresh look at all of it.
+                systemd.reloading();
+                tracing::info!("Job Runner: reloading");
+                hints.wake.notify_one();
+                hints.cancel.notify_one();
+                hints.schedule.notify_one();
+                systemd.ready();
+            }
+        }
+    }
+}
+
+/// An embedded server that was killed is started again.
+async fn keep_embedded_alive(
+    embedded: Arc<Mutex<Option<EmbeddedPostgres>>>,
+    vitals: Arc<Vitals>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EMBEDDED_CHECK) => {}
+        }
+        if vitals.database_up() {
+            continue;
+        }
+        let server = Arc::clone(&embedded);
+        let outcome = tokio::task::spawn_blocking(move || {
+            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            server.as_mut().map_or(Ok(false), EmbeddedPostgres::restart_if_dead)
+        })
+        .await;
+        match outcome {
+            Ok(Ok(true)) => tracing::warn!("Embedded PostgreSQL: it had died and was started again"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => tracing::warn!("Embedded PostgreSQL: {error}"),
+            Err(error) => tracing::error!("Embedded PostgreSQL: {error}"),
+        }
+    }
+}
+
+impl From<DatabaseError> for DaemonError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Schema(error.into())
+    }
+}

@@ -1,0 +1,171 @@
+//! How many rows, how often: woken by a hint or the clock, takes what is due and hands it to dispatch.
+//!
+//! The clock is the guarantee (`engine.poll_seconds`, or the next due time if that is sooner); hints only make
+//! it faster. Before it sleeps it arms the wake-up hint and looks once more, so that a row inserted in between
+//! is not left to the clock.
+
+use super::dispatch::dispatch;
+use super::execute::{Executor, FinishedJob};
+use super::link::Link;
+use super::state::EngineState;
+use crate::config_rows;
+use crate::history::{ClaimedJob, moves};
+use crate::postgres::connect::{Backoff, DatabaseError, within};
+use sqlx::PgConnection;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// How often the sleeping runner says so at INFO; the other times at DEBUG.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Claims until `stop`.
+pub(crate) async fn run(state: Arc<EngineState>, executor: Executor, stop: CancellationToken) {
+    let mut link = Link::new(&state, "claim");
+    let mut backoff = Backoff::new(Duration::from_secs(1));
+    let mut identity = state.identity.subscribe();
+    let job_ids: Vec<i32> = state.jobs.keys().copied().collect();
+    let mut said: Option<Instant> = None;
+    loop {
+        state.vitals.progress("claim");
+        let runner = *identity.borrow_and_update();
+        let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
+            (Some(runner), false) => match turn(&state, &executor, &mut link, runner, &job_ids).await {
+                Ok(sleep) => {
+                    backoff.reset();
+                    state.database_fine();
+                    state.vitals.set_ready(true);
+                    sleep
+                }
+                Err(error) => {
+                    state.database_trouble("claim", &error);
+                    link.close();
+                    Some(backoff.next_wait())
+                }
+            },
+            _ => Some(state.settings.engine.poll()),
+        };
+        if stop.is_cancelled() {
+            return;
+        }
+        let Some(sleep) = sleep else {
+            // More may be due; let the other loops of this thread have their turn.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        say(&state, sleep, &mut said);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(sleep) => {}
+            () = state.hints.wake.notified() => {}
+            () = state.running.ended.notified(), if state.running.count() >= state.settings.engine.workers => {}
+            _ = identity.changed() => {}
+        }
+    }
+}
+
+fn say(state: &EngineState, sleep: Duration, said: &mut Option<Instant>) {
+    let tasks = state.tasks();
+    state.vitals.set_tasks(tasks);
+    let seconds = sleep.as_secs_f64().ceil();
+    if said.is_none_or(|at| at.elapsed() >= SAY_EVERY) {
+        *said = Some(Instant::now());
+        tracing::info!("Job Runner: Sleeping for {seconds} seconds - [{tasks} tasks]");
+    } else {
+        tracing::debug!("Job Runner: Sleeping for {seconds} seconds - [{tasks} tasks]");
+    }
+}
+
+/// One look at the queue. Returns how long to sleep, or `None` to look again at once.
+async fn turn(
+    state: &EngineState,
+    executor: &Executor,
+    link: &mut Link,
+    runner: Uuid,
+    job_ids: &[i32],
+) -> Result<Option<Duration>, DatabaseError> {
+    let engine = &state.settings.engine;
+    let free = engine.workers.saturating_sub(state.running.count());
+    if free == 0 {
+        return Ok(Some(engine.poll()));
+    }
+    let db = link.get().await?;
+    let mut tick = within(state.limits.statement, moves::tick(&mut *db, job_ids)).await?;
+    if tick.schedules_due {
+        state.hints.schedule.notify_one();
+    }
+    if tick.is_idle() && tick.unarmed {
+        within(state.limits.statement, arm(&mut *db)).await?;
+        tick = within(state.limits.statement, moves::tick(&mut *db, job_ids)).await?;
+    }
+    if tick.is_idle() {
+        let due =
+            tick.next_due_seconds.map_or(engine.poll(), |s| Duration::from_secs_f64(s.clamp(0.0, 60.0)));
+        return Ok(Some(due.min(engine.poll())));
+    }
+    let limit = i64::try_from(free.min(engine.claim_batch)).unwrap_or(i64::MAX);
+    let began = Instant::now();
+    let claimed = within(state.limits.statement, moves::claim(&mut *db, runner, &tick, limit)).await?;
+    if claimed.is_empty() {
+        // Another runner was faster, or holds the lanes locked for the moment.
+        return Ok(Some(Duration::from_millis(20 + fastrand::u64(0..30)).min(engine.poll())));
+    }
+    state.vitals.claimed(claimed.len(), began.elapsed());
+    start(state, executor, db, runner, claimed).await?;
+    Ok(None)
+}
+
+/// Hands what was claimed to dispatch. If the configurations cannot be read now, the rows go back.
+async fn start(
+    state: &EngineState,
+    executor: &Executor,
+    db: &mut PgConnection,
+    runner: Uuid,
+    claimed: Vec<ClaimedJob>,
+) -> Result<(), DatabaseError> {
+    let mut ids: Vec<Uuid> = claimed.iter().map(|job| job.config).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let configs = match within(state.limits.statement, config_rows::load(db, &ids)).await {
+        Ok(configs) => configs,
+        Err(error) => {
+            for job in &claimed {
+                executor.put_back(job, runner);
+            }
+            return Err(error);
+        }
+    };
+    for job in claimed {
+        let Some(config) = configs.get(&job.config) else {
+            // A foreign key holds it; nothing but a broken database gets here.
+            executor.put_back(&job, runner);
+            continue;
+        };
+        state.vitals.started(Duration::from_secs_f64(job.waited_seconds.max(0.0)));
+        let known = state.jobs.get(&job.job);
+        match dispatch(job, Arc::clone(config), known, runner) {
+            Ok(runnable) => executor.start(runnable),
+            Err(finished) => send(executor, finished),
+        }
+    }
+    Ok(())
+}
+
+fn send(executor: &Executor, finished: FinishedJob) {
+    // The report loop outlives this one.
+    let _ = executor.finished.send(finished);
+}
+
+/// Asks for a hint at the next INSERT. Slots that an operator's open transaction holds are left alone.
+async fn arm(db: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "update WakeHint set Armed = true
+         where Slot = any(array(select Slot from WakeHint where not Armed order by Slot for update skip locked))",
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}

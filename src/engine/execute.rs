@@ -1,0 +1,279 @@
+//! Runs one job: its span, its cancellation, its panics. [`RunnableJob`] -> [`FinishedJob`].
+//!
+//! Jobs run on a runtime of their own. Whatever they do to it, the loops that claim, pulse, cancel and report
+//! run on another, so a job that blocks starves other jobs, never the control of them.
+
+use super::dispatch::RunnableJob;
+use super::running::{Run, Running, StopCause, stop_reason};
+use crate::config::Config;
+use crate::history::{ClaimedJob, Settlement, StopReason, Verdict};
+use crate::job::{ContextParts, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
+use crate::limits::SourceLimiter;
+use crate::log::job_span;
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use sqlx::PgPool;
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+use tracing::Instrument;
+use uuid::Uuid;
+
+/// A run that ended, on its way to be reported. Consumed by the report; nothing else makes a row end.
+#[derive(Debug)]
+pub(crate) struct FinishedJob {
+    pub(crate) settlement: Settlement,
+    /// When it was claimed, by the database's clock.
+    pub(crate) started: DateTime<Utc>,
+    /// When its job began, for the log.
+    pub(crate) began: Instant,
+    /// Whether others may wait for its end (`MaxInstances`).
+    pub(crate) limited: bool,
+    pub(crate) run: Arc<Run>,
+}
+
+/// What every run needs.
+#[derive(Clone)]
+pub(crate) struct Executor {
+    pub(crate) settings: Arc<Config>,
+    pub(crate) pool: PgPool,
+    pub(crate) limiter: SourceLimiter,
+    pub(crate) progress: Arc<ProgressBoard>,
+    pub(crate) running: Arc<Running>,
+    pub(crate) finished: UnboundedSender<FinishedJob>,
+    pub(crate) jobs_runtime: Handle,
+}
+
+impl Executor {
+    /// Starts a run. It reports itself when it ends, however it ends.
+    pub(crate) fn start(&self, runnable: RunnableJob) {
+        let RunnableJob { run, row, config, prepared } = runnable;
+        let reporter = Reporter {
+            run: Arc::clone(&run),
+            running: Arc::clone(&self.running),
+            finished: self.finished.clone(),
+            progress: Arc::clone(&self.progress),
+            started: row.started,
+            began: Instant::now(),
+            limited: config.limited,
+            result_max_bytes: self.settings.engine.result_max_bytes,
+            reported: false,
+        };
+        let span = run.span.clone();
+        let ctx = JobContext::new(ContextParts {
+            row,
+            runner: run.runner,
+            config,
+            settings: Arc::clone(&self.settings),
+            pool: self.pool.clone(),
+            limiter: self.limiter.clone(),
+            cancel: run.cancel.clone(),
+            progress: Arc::clone(&self.progress),
+            span: span.clone(),
+        });
+        self.running.add(Arc::clone(&run));
+        let task = self.jobs_runtime.spawn(
+            async move {
+                // The call itself is inside, because it may panic before there is a future.
+                let end = AssertUnwindSafe(async move { prepared(ctx).await }).catch_unwind().await;
+                reporter.report(end);
+            }
+            .instrument(span),
+        );
+        self.running.set_abort(&run, task.abort_handle());
+    }
+
+    /// Gives a claimed row back that was never started; no attempt is counted.
+    pub(crate) fn put_back(&self, job: &ClaimedJob, runner: Uuid) {
+        let settlement = Settlement {
+            fence: job.fence,
+            config: job.config,
+            verdict: Verdict::PutBack,
+            error: None,
+            result: None,
+            stop_reason: None,
+            progress: None,
+        };
+        let span = job_span("", "", job.fence.id.0);
+        let _ = self.finished.send(FinishedJob {
+            settlement,
+            started: job.started,
+            began: Instant::now(),
+            limited: true,
+            run: Arc::new(Run::new(job.fence, job.config, runner, None, span)),
+        });
+    }
+
+    /// Reports a run in the place of a job that did not let itself be stopped.
+    pub(crate) fn abandon(&self, run: Arc<Run>) {
+        let cause = run.cause();
+        let settlement = Settlement {
+            fence: run.fence,
+            config: run.config,
+            verdict: if cause == Some(StopCause::Shutdown) { Verdict::PutBack } else { Verdict::Failed },
+            error: Some("the job heard neither cancel nor abort; its thread may still be busy".to_owned()),
+            result: None,
+            stop_reason: stop_reason(cause, StopReason::Abandoned),
+            progress: self.progress.take_one(run.fence.id),
+        };
+        self.running.remove(&run);
+        if cause == Some(StopCause::Lost) {
+            return;
+        }
+        let now = Instant::now();
+        // The receiver lives as long as the report loop; after that there is nobody to tell.
+        let _ = self.finished.send(FinishedJob {
+            settlement,
+            started: DateTime::<Utc>::UNIX_EPOCH,
+            began: now,
+            limited: true,
+            run,
+        });
+    }
+}
+
+/// Reports a run exactly once: at its end, or, if its task is dropped by an abort, from its `Drop`.
+struct Reporter {
+    run: Arc<Run>,
+    running: Arc<Running>,
+    finished: UnboundedSender<FinishedJob>,
+    progress: Arc<ProgressBoard>,
+    started: DateTime<Utc>,
+    began: Instant,
+    limited: bool,
+    result_max_bytes: usize,
+    reported: bool,
+}
+
+type End = Result<Result<Outcome, JobError>, Box<dyn Any + Send>>;
+
+impl Reporter {
+    fn report(mut self, end: End) {
+        self.send(Some(end));
+    }
+
+    fn send(&mut self, end: Option<End>) {
+        self.reported = true;
+        if !self.run.settle_right() {
+            return; // abandoned: its row has ended without it
+        }
+        let cause = self.run.cause();
+        let mut settlement = judge(&self.run, cause, end);
+        cap_result(&mut settlement, self.result_max_bytes);
+        settlement.progress = self.progress.take_one(self.run.fence.id);
+        self.running.remove(&self.run);
+        if cause == Some(StopCause::Lost) {
+            return; // another runner has the row now
+        }
+        let _ = self.finished.send(FinishedJob {
+            settlement,
+            started: self.started,
+            began: self.began,
+            limited: self.limited,
+            run: Arc::clone(&self.run),
+        });
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.send(None);
+        }
+    }
+}
+
+/// What became of a run, from how its task ended (`None` = it was aborted) and why it was told to stop.
+fn judge(run: &Run, cause: Option<StopCause>, end: Option<End>) -> Settlement {
+    let mut settlement = Settlement {
+        fence: run.fence,
+        config: run.config,
+        verdict: Verdict::Done,
+        error: None,
+        result: None,
+        stop_reason: None,
+        progress: None,
+    };
+    let cooperative = match end {
+        None => {
+            settlement.verdict = Verdict::Failed;
+            settlement.error = Some("the job did not stop within its grace time and was aborted".to_owned());
+            StopReason::Aborted
+        }
+        Some(Err(panic)) => {
+            settlement.verdict = Verdict::Failed;
+            settlement.error = Some(format!("the job panicked: {}", panic_message(&*panic)));
+            StopReason::FailedBeforeStop
+        }
+        Some(Ok(Err(error))) => {
+            settlement.verdict = match error.kind() {
+                ErrorKind::Fatal => Verdict::FailedForGood,
+                ErrorKind::Retry | ErrorKind::Stopped => Verdict::Failed,
+            };
+            settlement.error = Some(storable(&error.to_string()));
+            let stopped = error.kind() == ErrorKind::Stopped;
+            settlement.result = error.result;
+            if stopped { StopReason::Stopped } else { StopReason::FailedBeforeStop }
+        }
+        Some(Ok(Ok(outcome))) => {
+            settlement.result = outcome.result;
+            StopReason::FinishedBeforeStop
+        }
+    };
+    match cause {
+        // A job that was cut short may well return Ok; only a run nobody told to stop counts as done.
+        Some(StopCause::Timeout) => {
+            settlement.verdict = Verdict::Failed;
+            let seconds = run.time_limit.unwrap_or_default().as_secs();
+            let after = settlement.error.take().map(|error| format!(" ({error})")).unwrap_or_default();
+            settlement.error =
+                Some(format!("timed out after {seconds} s (JobConfig.TimeoutInSeconds){after}"));
+        }
+        Some(StopCause::Shutdown) => {
+            settlement.verdict = Verdict::PutBack;
+            settlement.error = None;
+        }
+        Some(StopCause::Cancel) if cooperative == StopReason::Stopped => settlement.error = None,
+        Some(StopCause::Cancel | StopCause::Lost) | None => {}
+    }
+    settlement.stop_reason = stop_reason(cause, cooperative);
+    settlement
+}
+
+/// The text of a panic: `panic!` with a format gives a `String`, without one a `&str`.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&'static str>().copied())
+        .unwrap_or("with a value that is no text");
+    storable(text)
+}
+
+/// PostgreSQL stores no NUL, and an error is for people: 16 KiB of it are enough.
+fn storable(text: &str) -> String {
+    const MAX_CHARS: usize = 16_384;
+    let mut kept: String = text.replace('\0', "\\0").chars().take(MAX_CHARS).collect();
+    if kept.len() < text.len() && text.chars().count() > MAX_CHARS {
+        kept.push_str(" ... (cut)");
+    }
+    kept
+}
+
+/// A result too large for the row is replaced by an object that says so; NUL cannot be stored in a jsonb.
+fn cap_result(settlement: &mut Settlement, max_bytes: usize) {
+    let Some(result) = &settlement.result else { return };
+    let printed = result.to_string();
+    if printed.len() > max_bytes {
+        settlement.result = Some(serde_json::json!({
+            "truncated": true,
+            "bytes": printed.len(),
+            "reason": format!("larger than engine.result_max_bytes ({max_bytes})"),
+        }));
+    } else if printed.contains("\\u0000") {
+        settlement.result = serde_json::from_str(&printed.replace("\\u0000", "\\ufffd")).ok();
+    }
+}

@@ -1,0 +1,171 @@
+//! What moves the row. The only file that knows the order of the steps:
+//!
+//! ```text
+//!   claim ─▶ ClaimedJob ─▶ dispatch ─▶ RunnableJob ─▶ execute ─▶ FinishedJob ─▶ report
+//!                                                        ▲
+//!                       heartbeat (cancels) ── running ── watch (time limits, grace)
+//! ```
+//!
+//! All loops run on the control runtime, jobs on another, so that a job that blocks its thread starves no
+//! claim, pulse, cancel or report. Each loop has a connection of its own.
+
+mod claim;
+mod dispatch;
+mod execute;
+mod heartbeat;
+mod link;
+mod report;
+mod rescue;
+mod running;
+pub(crate) mod state;
+
+use crate::limits::SourceLimiter;
+use crate::postgres::listen;
+use execute::Executor;
+use running::{Overdue, StopCause};
+use state::EngineState;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long the last outcomes may take to be written when the daemon stops.
+const LAST_REPORTS: Duration = Duration::from_secs(5);
+
+/// The running loops.
+pub(crate) struct Engine {
+    state: Arc<EngineState>,
+    claiming: CancellationToken,
+    caring: CancellationToken,
+    reporting: CancellationToken,
+    pulsing: CancellationToken,
+    claim: JoinHandle<()>,
+    report: JoinHandle<()>,
+    heartbeat: JoinHandle<()>,
+    carers: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts every loop on the runtime this is called from.
+    pub(crate) fn start(state: Arc<EngineState>, pool: sqlx::PgPool, limiter: SourceLimiter) -> Self {
+        let claiming = CancellationToken::new();
+        let caring = CancellationToken::new();
+        let reporting = CancellationToken::new();
+        let pulsing = CancellationToken::new();
+        let (finished, reports) = mpsc::unbounded_channel();
+        let executor = Executor {
+            settings: Arc::clone(&state.settings),
+            pool,
+            limiter,
+            progress: Arc::clone(&state.progress),
+            running: Arc::clone(&state.running),
+            finished,
+            jobs_runtime: state.jobs_runtime.clone(),
+        };
+        let spawn = &state.control;
+        Self {
+            claim: spawn.spawn(claim::run(Arc::clone(&state), executor.clone(), claiming.clone())),
+            report: spawn.spawn(report::run(Arc::clone(&state), reports, reporting.clone())),
+            heartbeat: spawn.spawn(heartbeat::run(Arc::clone(&state), pulsing.clone())),
+            carers: vec![
+                spawn.spawn(rescue::run(Arc::clone(&state), caring.clone())),
+                spawn.spawn(watch(Arc::clone(&state), executor, caring.clone())),
+                spawn.spawn(listen::run(
+                    state.options.clone(),
+                    state.limits,
+                    state.hints.clone(),
+                    caring.clone(),
+                )),
+            ],
+            claiming,
+            caring,
+            reporting,
+            pulsing,
+            state,
+        }
+    }
+
+    /// The order of a stop: claim nothing more, let jobs finish for the drain time (or until `hurry`), tell
+    /// the rest to stop and put them back, write the last outcomes, leave.
+    pub(crate) async fn stop(self, drain: Duration, hurry: CancellationToken) {
+        let Self { state, claiming, caring, reporting, pulsing, claim, report, heartbeat, carers } = self;
+        state.stopping.store(true, Ordering::Release);
+        claiming.cancel();
+        // It holds an executor; its last claim has been handed over when it ends.
+        let _ = claim.await;
+        state.vitals.retire("claim");
+        let running = &state.running;
+        if running.count() > 0 {
+            tracing::info!(
+                "Job Runner: stopping, {} jobs in progress may finish within {drain:?}",
+                running.count()
+            );
+        }
+        tokio::select! {
+            () = drained(&state) => {}
+            () = tokio::time::sleep(drain) => {}
+            () = hurry.cancelled() => {}
+        }
+        if running.count() > 0 {
+            tracing::info!("Job Runner: stopping, {} jobs are put back on the queue", running.count());
+            running.stop_all(StopCause::Shutdown, None);
+            // The watch aborts and at last abandons what does not hear.
+            drained(&state).await;
+        }
+        caring.cancel();
+        for carer in carers {
+            let _ = carer.await;
+        }
+        reporting.cancel();
+        if tokio::time::timeout(LAST_REPORTS, report).await.is_err() {
+            tracing::error!(
+                "Job Runner: the database did not take the last outcomes; the rows run again elsewhere"
+            );
+        }
+        // Last, because a row without a Runner row is anybody's to rescue.
+        pulsing.cancel();
+        let _ = heartbeat.await;
+    }
+}
+
+/// Completes when nothing is in progress.
+async fn drained(state: &EngineState) {
+    while state.running.count() > 0 {
+        tokio::select! {
+            () = state.running.ended.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+    }
+}
+
+/// Carries out time limits and the escalation of cancels: token, grace, abort, abandon.
+async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationToken) {
+    loop {
+        state.vitals.progress("watch");
+        let idle = Instant::now() + state.settings.engine.heartbeat();
+        let at = state.running.next_push().map_or(idle, |at| at.min(idle));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(at) => {}
+            () = state.running.replanned.notified() => {}
+        }
+        for overdue in state.running.push(Instant::now()) {
+            match overdue {
+                Overdue::TimedOut(run) => {
+                    run.span.in_scope(|| tracing::warn!("Job's time is up, it is told to stop"))
+                }
+                Overdue::Aborted(run) => {
+                    run.span
+                        .in_scope(|| tracing::warn!("Job did not stop within its grace time, it is aborted"));
+                }
+                Overdue::Abandoned(run) => {
+                    run.span.in_scope(|| tracing::error!("Job cannot be stopped, its row ends without it"));
+                    executor.abandon(run);
+                }
+            }
+        }
+    }
+}

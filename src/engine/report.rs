@@ -1,0 +1,235 @@
+//! Outcome -> status, written once, in batches, logged once. [`FinishedJob`] ends here.
+//!
+//! A batch that finds the database away is kept and written when it is back; the fence makes a repeated write
+//! harmless. A run that cannot be written because its row belongs to somebody else is dropped with a warning.
+
+use super::execute::FinishedJob;
+use super::link::Link;
+use super::state::EngineState;
+use crate::history::{Fence, HistoryId, Settlement, Status, Verdict, lookup, moves};
+use crate::postgres::connect::{Backoff, DatabaseError, within};
+use chrono::{DateTime, Utc};
+use sqlx::PgConnection;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Most runs written by one statement.
+const BATCH: usize = 1000;
+/// `JobConfig.LastJobStart` of a busy configuration is written about this often.
+const LAST_START_EVERY: Duration = Duration::from_millis(250);
+/// How soon a row that somebody holds locked is tried again.
+const LOCKED_RETRY: Duration = Duration::from_millis(50);
+
+/// Reports until `stop`, and then whatever was handed over before. (It cannot wait for the senders to be gone:
+/// an abandoned job's thread may hold one for ever.)
+pub(crate) async fn run(
+    state: Arc<EngineState>,
+    mut finished: UnboundedReceiver<FinishedJob>,
+    stop: CancellationToken,
+) {
+    let mut link = Link::new(&state, "report");
+    let mut backoff = Backoff::new(Duration::from_secs(1));
+    let mut batch: Vec<FinishedJob> = Vec::new();
+    let mut starts = LastStarts::default();
+    let mut open = true;
+    let mut wait: Option<Duration> = None;
+    while open || !batch.is_empty() || !starts.newest.is_empty() {
+        state.vitals.progress("report");
+        let now = Instant::now();
+        let wake_at = match (wait, starts.flush_at) {
+            (Some(wait), _) => now + wait,
+            (None, Some(at)) => at,
+            (None, None) => now + state.settings.engine.heartbeat(),
+        };
+        tokio::select! {
+            more = finished.recv_many(&mut batch, BATCH), if open && batch.len() < BATCH => open = more > 0,
+            () = tokio::time::sleep_until(wake_at) => {}
+            () = stop.cancelled(), if !finished.is_closed() => finished.close(),
+        }
+        // What is ready now goes into the same statement.
+        while batch.len() < BATCH
+            && let Ok(job) = finished.try_recv()
+        {
+            batch.push(job);
+        }
+        wait = match write(&state, &mut link, &mut batch, &mut starts, !open).await {
+            Ok(all) => {
+                backoff.reset();
+                if all { None } else { Some(LOCKED_RETRY) }
+            }
+            Err(error) => {
+                state.database_trouble("report", &error);
+                link.close();
+                Some(backoff.next_wait())
+            }
+        };
+    }
+}
+
+/// Writes what it can; what stays in `batch` is tried again. Returns whether nothing stayed.
+async fn write(
+    state: &EngineState,
+    link: &mut Link,
+    batch: &mut Vec<FinishedJob>,
+    starts: &mut LastStarts,
+    closing: bool,
+) -> Result<bool, DatabaseError> {
+    while let Some(runner) = batch.first().map(|job| job.run.runner) {
+        // One statement a claimant: after a re-registration two may be in a batch.
+        let settlements: Vec<Settlement> =
+            batch.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.clone()).collect();
+        let db = link.get().await?;
+        let retry_max = state.settings.engine.retry_max_seconds;
+        let settled =
+            within(state.limits.statement, moves::settle(&mut *db, runner, &settlements, retry_max)).await?;
+        state.database_fine();
+        let by_id: HashMap<HistoryId, moves::Settled> =
+            settled.into_iter().map(|row| (row.id, row)).collect();
+        let mut left = Vec::new();
+        let mut wake = false;
+        for job in std::mem::take(batch) {
+            match by_id.get(&job.settlement.fence.id) {
+                Some(row) => {
+                    wake |= job.limited || row.status == Status::Pending;
+                    starts.note(&job, row);
+                    log(&job, row);
+                    state.vitals.finished(match row.status {
+                        Status::Completed => "completed",
+                        Status::Canceled => "canceled",
+                        Status::Pending if job.settlement.error.is_none() => "completed",
+                        Status::Pending => "retried",
+                        Status::Error | Status::Cancel | Status::InProgress => "error",
+                    });
+                }
+                None => left.push(job),
+            }
+        }
+        if wake {
+            state.hints.wake.notify_one();
+        }
+        let missing: Vec<Fence> =
+            left.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.fence).collect();
+        if !missing.is_empty() {
+            drop_lost(state, db, runner, &missing, &mut left).await?;
+        }
+        let stuck = left.iter().any(|job| job.run.runner == runner);
+        *batch = left;
+        if stuck {
+            break;
+        }
+    }
+    if starts.is_due() || closing {
+        starts.write(state, link.get().await?).await?;
+    }
+    Ok(batch.is_empty())
+}
+
+/// Of the runs that were not written, drops those whose rows are not ours any more; the others are held
+/// locked by another session and are tried again.
+async fn drop_lost(
+    state: &EngineState,
+    db: &mut PgConnection,
+    runner: Uuid,
+    missing: &[Fence],
+    left: &mut Vec<FinishedJob>,
+) -> Result<(), DatabaseError> {
+    let owned = within(state.limits.statement, lookup::still_owned(&mut *db, runner, missing)).await?;
+    for fence in missing.iter().filter(|fence| !owned.contains(&fence.id)) {
+        let Some(at) = left.iter().position(|job| job.settlement.fence == *fence) else { continue };
+        let job = left.swap_remove(at);
+        // Our own statement may have been carried out although its answer was lost.
+        let ours = within(state.limits.statement, lookup::settled_by(&mut *db, runner, *fence)).await?;
+        job.run.span.in_scope(|| match ours {
+            Some(status) => tracing::debug!("Job ended as {status} before the connection was lost"),
+            None => tracing::warn!("Job's row belongs to another run now; this run's outcome is dropped"),
+        });
+    }
+    Ok(())
+}
+
+/// One line a run, where it is handled. What succeeds is told at DEBUG: a busy runner ends thousands a second.
+fn log(job: &FinishedJob, row: &moves::Settled) {
+    let error = job.settlement.error.as_deref();
+    let took = job.began.elapsed();
+    job.run.span.in_scope(|| match row.status {
+        Status::Completed => tracing::debug!("Job completed successfully in {took:.3?}"),
+        Status::Canceled => {
+            let reason = job.settlement.stop_reason.map_or("stopped", crate::history::StopReason::as_str);
+            tracing::info!("Job cancelled ({reason})");
+        }
+        Status::Pending => match (error, job.settlement.verdict) {
+            (_, Verdict::PutBack) => tracing::info!("Job put back on the queue, because the runner stops"),
+            (Some(error), _) if row.waits => {
+                tracing::warn!("Iteration failed: {error}; Sleeping for {:.0} seconds", row.due_seconds);
+            }
+            (Some(error), _) => {
+                tracing::warn!("Attempt failed: {error}; next attempt in {:.1} seconds", row.due_seconds);
+            }
+            (None, _) => tracing::debug!("Sleeping for {:.0} seconds", row.due_seconds),
+        },
+        Status::Error | Status::Cancel | Status::InProgress => {
+            tracing::error!("Job failed: {}", error.unwrap_or("no reason was given"));
+        }
+    });
+}
+
+/// `JobConfig.LastJobStart` of what succeeded, gathered so that a busy configuration is not rewritten for
+/// every run. A runner that dies between leaves an older date, never a newer: the watermark of an incremental
+/// job then covers more than it must, not less.
+#[derive(Debug, Default)]
+struct LastStarts {
+    newest: HashMap<Uuid, DateTime<Utc>>,
+    flush_at: Option<Instant>,
+    written: Option<Instant>,
+}
+
+impl LastStarts {
+    fn note(&mut self, job: &FinishedJob, row: &moves::Settled) {
+        let succeeded = job.settlement.verdict == Verdict::Done && row.status != Status::Canceled;
+        if succeeded {
+            let newest = self.newest.entry(job.settlement.config).or_insert(job.started);
+            *newest = job.started.max(*newest);
+            let earliest = self.written.map_or_else(Instant::now, |at| at + LAST_START_EVERY);
+            self.flush_at.get_or_insert(earliest);
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.flush_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Rows of configurations that an operator holds locked wait for the next time.
+    async fn write(&mut self, state: &EngineState, db: &mut PgConnection) -> Result<(), DatabaseError> {
+        let (ids, starts): (Vec<Uuid>, Vec<DateTime<Utc>>) =
+            self.newest.iter().map(|(id, at)| (*id, *at)).unzip();
+        let written = within(
+            state.limits.statement,
+            sqlx::query_scalar!(
+                r#"with free as materialized (
+                     select c.ID, n.Started
+                     from unnest($1::uuid[], $2::timestamptz[]) as n (ID, Started)
+                     join JobConfig c on c.ID = n.ID
+                     for no key update of c skip locked),
+                   done as (
+                     update JobConfig c set LastJobStart = greatest(c.LastJobStart, f.Started)
+                     from free f where c.ID = f.ID)
+                   select f.ID as "id!" from free f"#,
+                &ids,
+                &starts,
+            )
+            .fetch_all(&mut *db),
+        )
+        .await?;
+        for id in written {
+            self.newest.remove(&id);
+        }
+        self.written = Some(Instant::now());
+        self.flush_at = (!self.newest.is_empty()).then(|| Instant::now() + LAST_START_EVERY);
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! When nobody reported: rows of dead runners go back, or end as errors. And the housekeeping beside it:
+//! progress of running rows is written, closed claims are forgotten.
+
+use super::link::Link;
+use super::state::EngineState;
+use crate::history::moves;
+use crate::postgres::connect::{Backoff, DatabaseError, within};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How often `JobHistory.Progress` follows what jobs say.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks after abandoned rows until `stop`.
+pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
+    let mut link = Link::new(&state, "rescue");
+    let mut backoff = Backoff::new(Duration::from_secs(5));
+    let sweep_every = state.settings.engine.lease() / 2;
+    let mut next_sweep = Instant::now();
+    loop {
+        state.vitals.progress("rescue");
+        let sweep = Instant::now() >= next_sweep;
+        let busy = state.running.count() > 0;
+        let wait = match turn(&state, &mut link, sweep, busy).await {
+            Ok(()) => {
+                backoff.reset();
+                if sweep {
+                    next_sweep = Instant::now() + sweep_every;
+                }
+                let until_sweep = next_sweep.saturating_duration_since(Instant::now());
+                if busy { until_sweep.min(PROGRESS_EVERY) } else { until_sweep }
+            }
+            Err(error) => {
+                state.database_trouble("rescue", &error);
+                link.close();
+                backoff.next_wait()
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+            () = state.orphans.notified() => next_sweep = Instant::now(),
+        }
+    }
+}
+
+async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> Result<(), DatabaseError> {
+    let Some(runner) = *state.identity.borrow() else { return Ok(()) };
+    if busy {
+        let newest = state.progress.take();
+        if !newest.is_empty() {
+            let db = link.get().await?;
+            within(state.limits.statement, moves::write_progress(db, runner, &newest)).await?;
+        }
+    }
+    if sweep {
+        let db = link.get().await?;
+        loop {
+            let rescued = within(state.limits.statement, moves::rescue(&mut *db)).await?;
+            if rescued.is_empty() {
+                break;
+            }
+            for (id, status) in &rescued {
+                tracing::warn!("Job Runner: rescued {id} from a dead runner, now {status}");
+            }
+            state.hints.wake.notify_one();
+        }
+        within(state.limits.statement, moves::forget_closed_claims(&mut *db, runner)).await?;
+        within(state.limits.statement, forget_requests_of_the_dead(db)).await?;
+    }
+    Ok(())
+}
+
+async fn forget_requests_of_the_dead(db: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "delete from CancelRequest q
+         where not exists (select from Runner r where r.ID = q.RunnerID)
+           and not exists (select from JobHistory h where h.ID = q.HistoryID and h.StatusID = -1)",
+    )
+    .execute(db)
+    .await
+    .map(drop)
+}

@@ -1,0 +1,157 @@
+//! The schema: embedded migrations, applied forward only, one daemon at a time.
+
+use super::connect::{self, DatabaseError, Limits, Speaker};
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{Connection, PgConnection};
+use std::time::Duration;
+
+/// The migrations compiled into this binary.
+pub fn migrator() -> Migrator {
+    sqlx::migrate!()
+}
+
+/// Why the schema cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// A newer rosterd has been here.
+    #[error(
+        "failed to use the schema: it is at version {found}, this rosterd knows versions up to {known}; \
+         run the newer rosterd (schemas never go back)"
+    )]
+    Newer {
+        /// The database's version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Somebody changed a migration that was applied, or one failed half-way.
+    #[error("failed to migrate the schema: {0}")]
+    Migration(#[from] MigrateError),
+    /// The server is one rosterd does not support.
+    #[error("failed to use PostgreSQL {found}: rosterd needs version 15 or newer")]
+    ServerTooOld {
+        /// `server_version`.
+        found: String,
+    },
+    /// A read-only server.
+    #[error("failed to use this server: it is a standby (in recovery); give the primary's address")]
+    Standby,
+    /// The encoding cannot hold every text.
+    #[error(
+        "failed to use this database: its encoding is {0}, rosterd needs UTF8; create it with encoding 'UTF8'"
+    )]
+    Encoding(String),
+    /// No answer, or no access.
+    #[error("failed to reach the database: {0}")]
+    Database(#[from] DatabaseError),
+}
+
+impl From<sqlx::Error> for SchemaError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl SchemaError {
+    /// Whether waiting may help.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Standby => true,
+            Self::Database(DatabaseError::Deadline(_)) => true,
+            Self::Database(DatabaseError::Sql(e)) => connect::is_outage(e),
+            Self::Migration(MigrateError::Execute(e)) => connect::is_outage(e),
+            _ => false,
+        }
+    }
+}
+
+/// The newest version this binary knows.
+pub fn known_version() -> i64 {
+    migrator().iter().map(|m| m.version).max().unwrap_or(0)
+}
+
+/// What [`migrate`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Migrated {
+    /// Version before, if the schema existed.
+    pub from: Option<i64>,
+    /// Version now.
+    pub to: i64,
+    /// Descriptions of the migrations applied.
+    pub applied: Vec<String>,
+}
+
+/// Brings the schema to this binary's version. Two at once wait for each other by sqlx's advisory lock; a
+/// schema newer than this binary is refused.
+pub async fn migrate(options: &PgConnectOptions, limits: Limits) -> Result<Migrated, SchemaError> {
+    // Building indexes on a filled table may take long; the server's limit does not apply here.
+    let mut db = connect::connect(
+        options,
+        "migrate",
+        Speaker::Operator,
+        Limits { connect: limits.connect, statement: Duration::ZERO },
+    )
+    .await?;
+    check_server(&mut db).await?;
+    // lock_timeout would end the wait for another daemon that migrates right now.
+    sqlx::raw_sql("set lock_timeout = 0; set client_min_messages = warning").execute(&mut db).await?;
+    db.lock().await?;
+    let outcome = migrate_locked(&mut db).await;
+    // The lock ends with the connection anyway; unlocking first frees a waiting daemon sooner.
+    let _ = db.unlock().await;
+    let _ = db.close().await;
+    outcome
+}
+
+async fn migrate_locked(db: &mut PgConnection) -> Result<Migrated, SchemaError> {
+    // The schema comes first, so that sqlx keeps its own table in it whatever the database's search_path.
+    sqlx::raw_sql("create schema if not exists vm").execute(&mut *db).await?;
+    let from = version(&mut *db).await?;
+    let known = known_version();
+    if let Some(found) = from
+        && found > known
+    {
+        return Err(SchemaError::Newer { found, known });
+    }
+    let mut migrator = migrator();
+    let applied = migrator
+        .iter()
+        .filter(|m| from.is_none_or(|from| m.version > from))
+        .map(|m| m.description.to_string())
+        .collect();
+    migrator.set_locking(false); // we hold the lock already
+    migrator.run_direct(None, &mut *db, false).await?;
+    Ok(Migrated { from, to: known, applied })
+}
+
+/// The schema's version, or `None` where there is none yet.
+pub async fn version(db: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
+    let exists: bool = sqlx::query_scalar("select to_regclass('vm._sqlx_migrations') is not null")
+        .fetch_one(&mut *db)
+        .await?;
+    if !exists {
+        return Ok(None);
+    }
+    sqlx::query_scalar("select max(version) from vm._sqlx_migrations where success").fetch_one(db).await
+}
+
+/// Refuses servers and databases rosterd cannot keep its promises on.
+async fn check_server(db: &mut PgConnection) -> Result<(), SchemaError> {
+    let (number, name, standby, encoding): (i32, String, bool, String) = sqlx::query_as(
+        "select current_setting('server_version_num')::int, current_setting('server_version'),
+                pg_is_in_recovery(), current_setting('server_encoding')",
+    )
+    .fetch_one(db)
+    .await?;
+    if number < 150_000 {
+        return Err(SchemaError::ServerTooOld { found: name });
+    }
+    if standby {
+        return Err(SchemaError::Standby);
+    }
+    if encoding != "UTF8" {
+        return Err(SchemaError::Encoding(encoding));
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Talking to PostgreSQL: connecting with deadlines, migrating, listening, and the private server.
+
+pub mod connect;
+pub mod embedded;
+pub mod listen;
+pub mod migrate;

@@ -1,0 +1,45 @@
+//! Active AutoStart configurations -> one row at each start of a daemon.
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+/// What a start found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct AutoStarted {
+    /// Configurations that got a row.
+    pub started: Vec<Uuid>,
+    /// Configurations that have a live row already.
+    pub already_live: Vec<Uuid>,
+}
+
+/// Puts one row on the queue for each active AutoStart configuration that has no live row (1, 2, -1).
+///
+/// Two daemons that start at once serialize on the configuration's row, so the second sees the first one's
+/// row. An error leaves the transaction open: close the connection.
+pub async fn run(db: &mut PgConnection) -> Result<AutoStarted, sqlx::Error> {
+    sqlx::raw_sql("begin").execute(&mut *db).await?;
+    let configs = sqlx::query_scalar!(
+        "select ID from JobConfig where AutoStart and Active order by ID for no key update"
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    // A statement of its own, so that it sees what was committed while the lock was waited for.
+    let started = sqlx::query_scalar!(
+        "insert into JobHistory (ConfigID, StatusID, Origin)
+         select c.ID, 1, 'autostart'
+         from unnest($1::uuid[]) as c (ID)
+         where not exists (select from JobHistory h where h.Ready and h.ConfigID = c.ID)
+           and not exists (
+             select from Claim k
+             cross join lateral unnest(k.HistoryIDs) as i (ID)
+             join JobHistory h on h.ID = i.ID
+             where k.ConfigID = c.ID and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1))
+         returning ConfigID",
+        &configs,
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    sqlx::raw_sql("commit").execute(&mut *db).await?;
+    let already_live = configs.into_iter().filter(|id| !started.contains(id)).collect();
+    Ok(AutoStarted { started, already_live })
+}

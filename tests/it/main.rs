@@ -1,0 +1,10 @@
+//! The tests that go through the public door: SQL, and the real binary.
+//!
+//! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
+//! `cargo test`; nothing has to be set up.
+
+mod embedded;
+mod engine;
+mod schedule_oracle;
+mod schedule_properties;
+mod support;
