@@ -1,6 +1,7 @@
 //! The limits of sources and the three generic jobs, on a real database and a real HTTP server.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures)]
+#![allow(clippy::needless_pass_by_value, clippy::assigning_clones)]
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -242,7 +243,6 @@ impl Bench {
     }
 }
 
-#[allow(clippy::needless_pass_by_value)]
 fn result(done: Result<Outcome, JobError>) -> Value {
     done.unwrap().result().unwrap().clone()
 }
