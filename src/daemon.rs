@@ -2,7 +2,6 @@
 
 use crate::config::Config;
 use crate::engine::{Engine, state};
-use crate::limits::SourceLimiter;
 use crate::log::{LogLines, write_logs};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
 use crate::postgres::embedded::EmbeddedPostgres;
@@ -115,7 +114,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), pool.clone(), SourceLimiter::new(pool, uuid::Uuid::nil()));
+    let engine = Engine::start(Arc::clone(&state), pool);
     autostart_configs(&options, limits, &state.hints, &signals.stop).await;
     let schedule_stop = CancellationToken::new();
     let schedule = tokio::spawn(scheduler.run(schedule_stop.clone()));

@@ -2,6 +2,7 @@
 mod cli;
 pub mod config;
 pub mod config_rows;
+pub mod connectors;
 mod daemon;
 mod engine;
 pub mod history;
@@ -13,6 +14,7 @@ pub mod postgres;
 pub mod registry;
 pub mod schedule;
 mod systemd;
+pub mod testing;
 pub mod vitals;
 pub mod web;
 

@@ -69,7 +69,8 @@ impl AuthInfo {
 
     /// The secrets among its fields, for masking what others print: every text except names.
     pub fn secrets(&self) -> Vec<SecretString> {
-        const NAMES: [&str; 6] = ["Username", "Host", "TenantID", "ClientID", "Header", "ConsumerKey"];
+        const NAMES: [&str; 7] =
+            ["Username", "Host", "Database", "TenantID", "ClientID", "Header", "ConsumerKey"];
         let Some(fields) = self.fields.as_object() else { return Vec::new() };
         fields
             .iter()

@@ -23,7 +23,7 @@ use uuid::Uuid;
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Claims until `stop`.
-pub(crate) async fn run(state: Arc<EngineState>, executor: Executor, stop: CancellationToken) {
+pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: CancellationToken) {
     let mut link = Link::new(&state, "claim");
     let mut backoff = Backoff::new(Duration::from_secs(1));
     let mut identity = state.identity.subscribe();
@@ -32,6 +32,9 @@ pub(crate) async fn run(state: Arc<EngineState>, executor: Executor, stop: Cance
     loop {
         state.vitals.progress("claim");
         let runner = *identity.borrow_and_update();
+        if let Some(runner) = runner {
+            executor.claim_as(runner);
+        }
         let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
             (Some(runner), false) => match turn(&state, &executor, &mut link, runner, &job_ids).await {
                 Ok(sleep) => {

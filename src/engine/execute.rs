@@ -48,6 +48,13 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
+    /// Calls of the runs it starts count for this runner from now on.
+    pub(crate) fn claim_as(&mut self, runner: Uuid) {
+        if self.limiter.runner() != runner {
+            self.limiter = SourceLimiter::new(self.pool.clone(), runner);
+        }
+    }
+
     /// Starts a run. It reports itself when it ends, however it ends.
     pub(crate) fn start(&self, runnable: RunnableJob) {
         let RunnableJob { run, row, config, prepared } = runnable;

@@ -50,7 +50,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Starts every loop on the runtime this is called from.
-    pub(crate) fn start(state: Arc<EngineState>, pool: sqlx::PgPool, limiter: SourceLimiter) -> Self {
+    pub(crate) fn start(state: Arc<EngineState>, pool: sqlx::PgPool) -> Self {
         let claiming = CancellationToken::new();
         let caring = CancellationToken::new();
         let reporting = CancellationToken::new();
@@ -58,8 +58,9 @@ impl Engine {
         let (finished, reports) = mpsc::unbounded_channel();
         let executor = Executor {
             settings: Arc::clone(&state.settings),
+            // Replaced at the first claim, when there is a Runner row.
+            limiter: SourceLimiter::new(pool.clone(), uuid::Uuid::nil()),
             pool,
-            limiter,
             progress: Arc::clone(&state.progress),
             running: Arc::clone(&state.running),
             finished,

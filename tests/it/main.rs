@@ -5,6 +5,7 @@
 
 mod embedded;
 mod engine;
+mod generic_jobs;
 mod schedule_oracle;
 mod schedule_properties;
 mod support;

@@ -122,10 +122,13 @@ impl Search {
         let usual = self.patterns.iter().flat_map(|pattern| expand(pattern));
         let mut folders = Vec::new();
         for folder in in_path.into_iter().chain(told).chain(usual) {
-            // Programs that are links (`/usr/bin/postgres`) must be run where their libraries are found,
-            // so folders are compared by what they are and kept as they were named.
-            let same = |known: &PathBuf| known.canonicalize().ok() == folder.canonicalize().ok();
-            if folder.join("postgres").is_file() && !folders.iter().any(same) {
+            // A folder of links (`/usr/local/bin/postgres`) stands for the folder they lead to, which has the
+            // other programs too.
+            let program = folder.join("postgres");
+            let real =
+                program.canonicalize().ok().and_then(|program| program.parent().map(Path::to_path_buf));
+            let folder = real.filter(|real| real.join("initdb").is_file()).unwrap_or(folder);
+            if folder.join("postgres").is_file() && !folders.contains(&folder) {
                 folders.push(folder);
             }
         }

@@ -8,6 +8,7 @@ mod server;
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::TestDb;
 pub use psql::{Said, psql};
+pub use server::server;
 
 use std::time::Duration;
 

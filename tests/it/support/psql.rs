@@ -13,7 +13,7 @@ pub struct Said {
 
 /// Runs statements through psql, unaligned and without headers, going on after errors.
 pub fn psql(db: &TestDb, sql: &str) -> Said {
-    let mut child = Command::new(server::server().bin_dir().join("psql"))
+    let mut child = Command::new(server().bin_dir().join("psql"))
         .args(["-X", "-A", "-t", "-d", &db.url()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

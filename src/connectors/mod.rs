@@ -1,0 +1,8 @@
+//! The outside: what is common to all systems. Connectors know no jobs and no SQL.
+
+mod address;
+pub mod client;
+pub mod net;
+
+pub use client::{Answer, Call, ClientError, SourceClient};
+pub use net::{AddressPolicy, AddressRefused};
