@@ -1,5 +1,6 @@
 //! The command line: one file for each subcommand.
 
+mod demo;
 mod run;
 
 use crate::config::{Config, ConfigError, Overrides};
@@ -46,6 +47,8 @@ struct Global {
 enum Command {
     /// Run the daemon.
     Run,
+    /// Show what it does: a private database, a daemon, and an operator at work. Takes about ten seconds.
+    Demo,
 }
 
 /// The program around a registry of jobs: `fn main() -> ExitCode { rosterd::run(rosterd::jobs::built_in()) }`.
@@ -65,6 +68,7 @@ pub fn run(registry: Registry) -> ExitCode {
         let settings = Arc::new(load_config(&cli.global)?);
         match cli.command {
             Command::Run => run::run(settings, registry),
+            Command::Demo => demo::run(&settings),
         }
     });
     match outcome {

@@ -37,7 +37,12 @@ impl JobError {
 
     /// What a job returns when it heard [`JobContext::cancelled`](super::JobContext::cancelled) and stopped.
     pub fn stopped() -> Self {
-        Self { kind: ErrorKind::Stopped, error: anyhow::anyhow!("stopped"), result: None }
+        Self::stopped_because("stopped")
+    }
+
+    /// The same with a sentence; a cancelled row does not show it, a timed-out one does.
+    pub fn stopped_because(message: impl fmt::Display) -> Self {
+        Self { kind: ErrorKind::Stopped, ..Self::retry_message(message) }
     }
 
     /// A failure worth another attempt, from a sentence.

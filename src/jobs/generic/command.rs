@@ -79,7 +79,10 @@ impl Job for CommandJob {
         };
         let last = cut(said.stderr.last_line(), 2000);
         let colon = if last.is_empty() { "" } else { ": " };
-        Err(JobError::retry_message(format_args!("command {name} {how}{colon}{last}")).with_result(result))
+        let sentence = format!("command {name} {how}{colon}{last}");
+        let error =
+            if stopped { JobError::stopped_because(sentence) } else { JobError::retry_message(sentence) };
+        Err(error.with_result(result))
     }
 }
 

@@ -106,7 +106,9 @@ impl Job for HttpJob {
                     String::new()
                 };
                 let error = format!("{many}{sentence}");
-                let error = if tally.is_passing {
+                let error = if ctx.is_cancelled() {
+                    JobError::stopped_because(error)
+                } else if tally.is_passing {
                     JobError::retry_message(error)
                 } else {
                     JobError::fatal_message(error)

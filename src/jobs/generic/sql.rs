@@ -86,7 +86,7 @@ impl Job for SqlJob {
 }
 
 fn stopped() -> JobError {
-    JobError::retry_message("the statement was stopped because the run was cancelled or ran out of time")
+    JobError::stopped_because("the statement was stopped because the run was cancelled or ran out of time")
 }
 
 enum Failure {
