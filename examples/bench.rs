@@ -256,7 +256,9 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
 async fn idle(db: &mut PgConnection, daemon: &Daemon) -> Result<(f64, f64)> {
     const COUNT: &str =
         "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
-    tokio::time::sleep(Duration::from_secs(12)).await; // the statistics of the busy time come in late
+    // Sessions report what they did with a delay: ours by this call, the daemon's within ten seconds.
+    sqlx::raw_sql("select pg_stat_force_next_flush()").execute(&mut *db).await?;
+    tokio::time::sleep(Duration::from_secs(12)).await;
     let before: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut *db).await?;
     let (began, cpu) = (Instant::now(), daemon.cpu_seconds()?);
     tokio::time::sleep(IDLE).await;

@@ -8,9 +8,8 @@ use crate::postgres::embedded::EmbeddedPostgres;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
-use crate::systemd::Systemd;
 use crate::vitals::Vitals;
-use crate::{log, web};
+use crate::{log, systemd, web};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
@@ -74,7 +73,7 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
     let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
     let vitals = Arc::new(Vitals::new());
-    let systemd = Systemd::start(Arc::clone(&vitals), signals.stop.clone());
+    systemd::start(Arc::clone(&vitals), signals.stop.clone());
     let limits = Limits {
         connect: settings.database.connect_timeout(),
         statement: settings.database.statement_timeout(),
@@ -122,13 +121,13 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     until_ready(&vitals, &signals.stop).await;
     if !signals.stop.is_cancelled() {
         say_ready();
-        systemd.ready();
+        systemd::ready();
     }
-    wait_for_stop(&signals, &systemd, &state.hints).await;
+    wait_for_stop(&signals, &state.hints).await;
 
     tracing::info!("Job Runner: told to stop");
     let drain = settings.engine.drain();
-    systemd.stopping(drain + settings.engine.cancel_grace());
+    systemd::stopping(drain + settings.engine.cancel_grace());
     vitals.set_ready(false);
     schedule_stop.cancel();
     // It holds nothing but a connection.
@@ -319,19 +318,19 @@ async fn until_ready(vitals: &Vitals, stop: &CancellationToken) {
     }
 }
 
-async fn wait_for_stop(signals: &StopSignals, systemd: &Systemd, hints: &crate::postgres::listen::Hints) {
+async fn wait_for_stop(signals: &StopSignals, hints: &crate::postgres::listen::Hints) {
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => return,
             () = signals.reload.notified() => {
                 // Everything operators change lives in the database and acts at once; what a reload adds is a
                 // fresh look at all of it.
-                systemd.reloading();
+                systemd::reloading();
                 tracing::info!("Job Runner: reloading");
                 hints.wake.notify_one();
                 hints.cancel.notify_one();
                 hints.schedule.notify_one();
-                systemd.ready();
+                systemd::ready();
             }
         }
     }

@@ -11,48 +11,43 @@ const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// Loops that have not gone round for so long are stuck: the watchdog is no longer fed.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
-/// The line to systemd.
-#[derive(Debug)]
-pub(crate) struct Systemd;
-
-impl Systemd {
-    /// Feeds the watchdog from the progress of the loops, never from a timer alone; an outage of the database
-    /// does not stop the loops, so it starves no watchdog.
-    pub(crate) fn start(vitals: Arc<Vitals>, stop: CancellationToken) -> Self {
-        let watchdog = sd_notify::watchdog_enabled();
-        if std::env::var_os("NOTIFY_SOCKET").is_some() {
-            let every = watchdog.map_or(STATUS_EVERY, |limit| (limit / 3).min(STATUS_EVERY));
-            tokio::spawn(async move {
-                loop {
-                    tokio::select! {
-                        () = stop.cancelled() => return,
-                        () = tokio::time::sleep(every) => {}
-                    }
-                    notify(&[NotifyState::Status(&vitals.status())]);
-                    if vitals.healthy(STUCK_AFTER) {
-                        notify(&[NotifyState::Watchdog]);
-                    } else {
-                        tracing::error!("Watchdog: these loops are stuck: {:?}", vitals.stuck(STUCK_AFTER));
-                    }
-                }
-            });
+/// Feeds the watchdog from the progress of the loops, never from a timer alone; an outage of the database
+/// does not stop the loops, so it starves no watchdog.
+pub(crate) fn start(vitals: Arc<Vitals>, stop: CancellationToken) {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return;
+    }
+    let every = sd_notify::watchdog_enabled().map_or(STATUS_EVERY, |limit| (limit / 3).min(STATUS_EVERY));
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(every) => {}
+            }
+            notify(&[NotifyState::Status(&vitals.status())]);
+            if vitals.healthy(STUCK_AFTER) {
+                notify(&[NotifyState::Watchdog]);
+            } else {
+                tracing::error!("Watchdog: these loops are stuck: {:?}", vitals.stuck(STUCK_AFTER));
+            }
         }
-        Self
-    }
+    });
+}
 
-    pub(crate) fn ready(&self) {
-        notify(&[NotifyState::Ready]);
-    }
+/// It claims.
+pub(crate) fn ready() {
+    notify(&[NotifyState::Ready]);
+}
 
-    pub(crate) fn reloading(&self) {
-        notify(&[NotifyState::Reloading]);
-    }
+/// It looks at everything anew; [`ready`] ends that.
+pub(crate) fn reloading() {
+    notify(&[NotifyState::Reloading]);
+}
 
-    /// Stopping may take this long, and the watchdog waits.
-    pub(crate) fn stopping(&self, longest: Duration) {
-        let micros = u32::try_from((longest + Duration::from_secs(10)).as_micros()).unwrap_or(u32::MAX);
-        notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
-    }
+/// It stops, which may take this long; the watchdog waits.
+pub(crate) fn stopping(longest: Duration) {
+    let micros = u32::try_from((longest + Duration::from_secs(10)).as_micros()).unwrap_or(u32::MAX);
+    notify(&[NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros)]);
 }
 
 fn notify(state: &[NotifyState<'_>]) {

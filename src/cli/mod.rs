@@ -32,7 +32,7 @@ struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// PostgreSQL to work on; without it, `DATABASE_URL` or `database.url`, a private one is started.
-    /// A password is better given by PGPASSFILE or database.password_file: options can be seen by others.
+    /// A password is better given by `PGPASSFILE` or `database.password_file`: options can be seen by others.
     #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Address for HTTP, such as 127.0.0.1:9420, or "off".

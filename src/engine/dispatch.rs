@@ -19,6 +19,10 @@ pub(crate) struct RunnableJob {
     pub(crate) prepared: PreparedRun,
 }
 
+#[allow(
+    clippy::result_large_err,
+    reason = "both ends are on their way to a channel, neither is an exception"
+)]
 /// Prepares a claimed row. The `Err` is a finished run: it could not even start, and says why.
 pub(crate) fn dispatch(
     claimed: ClaimedJob,

@@ -156,7 +156,7 @@ async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationTo
         for overdue in state.running.push(Instant::now()) {
             match overdue {
                 Overdue::TimedOut(run) => {
-                    run.span.in_scope(|| tracing::warn!("Job's time is up, it is told to stop"))
+                    run.span.in_scope(|| tracing::warn!("Job's time is up, it is told to stop"));
                 }
                 Overdue::Aborted(run) => {
                     run.span

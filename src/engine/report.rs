@@ -144,9 +144,12 @@ async fn drop_lost(
         let job = left.swap_remove(at);
         // Our own statement may have been carried out although its answer was lost.
         let ours = within(state.limits.statement, lookup::settled_by(&mut *db, runner, *fence)).await?;
-        job.run.span.in_scope(|| match ours {
-            Some(status) => tracing::debug!("Job ended as {status} before the connection was lost"),
-            None => tracing::warn!("Job's row belongs to another run now; this run's outcome is dropped"),
+        job.run.span.in_scope(|| {
+            if let Some(status) = ours {
+                tracing::debug!("Job ended as {status} before the connection was lost");
+            } else {
+                tracing::warn!("Job's row belongs to another run now; this run's outcome is dropped");
+            }
         });
     }
     Ok(())

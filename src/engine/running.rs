@@ -142,7 +142,6 @@ impl Table {
 pub(crate) struct Running {
     table: Mutex<Table>,
     count: AtomicUsize,
-    abandoned: AtomicUsize,
     grace: Duration,
     /// A push was planned that may be earlier than the one the watch sleeps for.
     pub(crate) replanned: Notify,
@@ -160,7 +159,6 @@ impl Running {
         Self {
             table: Mutex::default(),
             count: AtomicUsize::new(0),
-            abandoned: AtomicUsize::new(0),
             grace,
             replanned: Notify::new(),
             ended: Notify::new(),
@@ -175,11 +173,6 @@ impl Running {
     /// Runs in progress.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
-    }
-
-    /// Runs whose rows ended although their threads did not.
-    pub(crate) fn abandoned(&self) -> usize {
-        self.abandoned.load(Ordering::Acquire)
     }
 
     /// Before its task is spawned.
@@ -279,7 +272,6 @@ impl Running {
                 Some(Push::Abandon) | None => {
                     table.plan(id, None);
                     if run.settle_right() {
-                        self.abandoned.fetch_add(1, Ordering::AcqRel);
                         done.push(Overdue::Abandoned(run));
                     }
                 }

@@ -75,15 +75,16 @@ async fn listen(
     hints.all();
     loop {
         match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
-            Ok(Ok(Some(hint))) => match hint.channel() {
-                CANCEL => hints.cancel.notify_one(),
-                _ => {
+            Ok(Ok(Some(hint))) => {
+                if hint.channel() == CANCEL {
+                    hints.cancel.notify_one();
+                } else {
                     hints.wake.notify_one();
                     if hint.payload() == "schedule" {
                         hints.schedule.notify_one();
                     }
                 }
-            },
+            }
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             Err(_) => {

@@ -57,10 +57,10 @@ impl SchemaError {
     /// Whether waiting may help.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Standby => true,
-            Self::Database(DatabaseError::Deadline(_)) => true,
-            Self::Database(DatabaseError::Sql(e)) => connect::is_outage(e),
-            Self::Migration(MigrateError::Execute(e)) => connect::is_outage(e),
+            Self::Standby | Self::Database(DatabaseError::Deadline(_)) => true,
+            Self::Database(DatabaseError::Sql(e)) | Self::Migration(MigrateError::Execute(e)) => {
+                connect::is_outage(e)
+            }
             _ => false,
         }
     }
