@@ -3,7 +3,7 @@
 //! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
 //! `cargo test`; nothing has to be set up.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests are tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "helpers of tests are tests")]
 
 mod embedded;
 mod engine;

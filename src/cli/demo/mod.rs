@@ -21,18 +21,16 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Config) -> Result<(), Failure> {
     let home = Home::make(settings)?;
+    // It plays on a database of its own, whatever DATABASE_URL says.
     let mut settings = settings.clone();
-    if !settings.database.has_url() {
-        settings.state.dir.clone_from(&home.state);
-    }
+    settings.database.url = String::new().into();
+    settings.state.dir.clone_from(&home.state);
     let mut screen = Screen::new();
     screen.say("rosterd demo: a private PostgreSQL, a daemon, and SQL");
     let began = Instant::now();
     let database = Database::open(&settings)?;
     let Some(server) = &database.embedded else {
-        return Err(Failure::usage(
-            "failed to run the demo: it brings a database of its own; unset DATABASE_URL and database.url",
-        ));
+        return Err(Failure::bug("failed to run the demo: no private PostgreSQL was started"));
     };
     let url = server.url();
     screen.say(&format!(
