@@ -73,13 +73,14 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
     let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
     let vitals = Arc::new(Vitals::new());
-    systemd::start(Arc::clone(&vitals), signals.stop.clone());
     let limits = Limits {
         connect: settings.database.connect_timeout(),
         statement: settings.database.statement_timeout(),
     };
 
+    // These tell others how we are until the very end.
     let web_stop = CancellationToken::new();
+    systemd::start(Arc::clone(&vitals), web_stop.clone());
     let web = match settings.http.address() {
         Some(address) => Some(serve_http(address, &vitals, &web_stop).await?),
         None => None,
@@ -249,27 +250,26 @@ pub(crate) async fn register_jobs(
 ) -> Result<HashMap<i32, Arc<dyn AnyJob>>, sqlx::Error> {
     let mut jobs = HashMap::new();
     for job in registry.iter() {
-        let id = sqlx::query_scalar!(
-            r#"with known as (
-                 select ID from Job where Key = vm.job_key($1)
-               ), changed as (
-                 update Job set Description = $2, PayloadSchema = $3
-                 where ID = (select ID from known)
-                   and (Description is distinct from $2 or PayloadSchema is distinct from $3)
-               ), added as (
-                 insert into Job (Struct, Priority, Description, PayloadSchema)
-                 select $1, $4, $2, $3 where not exists (select from known)
-                 on conflict (Key) do update set Description = excluded.Description
-                 returning ID
-               )
-               select ID as "id!" from known union all select ID from added"#,
+        // No conflict target: another daemon that starts now may be first on either of the two unique columns.
+        sqlx::query!(
+            "insert into Job (Struct, Priority) values ($1, $2) on conflict do nothing",
+            job.name(),
+            job.priority(),
+        )
+        .execute(&mut *db)
+        .await?;
+        sqlx::query!(
+            "update Job set Description = $2, PayloadSchema = $3
+             where Key = vm.job_key($1) and (Description is distinct from $2 or PayloadSchema is distinct from $3)",
             job.name(),
             job.description(),
             job.schema(),
-            job.priority(),
         )
-        .fetch_one(&mut *db)
+        .execute(&mut *db)
         .await?;
+        let id = sqlx::query_scalar!("select ID from Job where Key = vm.job_key($1)", job.name())
+            .fetch_one(&mut *db)
+            .await?;
         jobs.insert(id, Arc::clone(job));
     }
     Ok(jobs)

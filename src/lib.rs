@@ -41,3 +41,8 @@ pub mod vitals;
 pub mod web;
 
 pub use cli::run;
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -68,8 +68,23 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
             state.hints.wake.notify_one();
         }
         within(state.limits.statement, moves::forget_closed_claims(&mut *db, runner)).await?;
-        within(state.limits.statement, forget_requests_of_the_dead(db)).await?;
+        within(state.limits.statement, forget_requests_of_the_dead(&mut *db)).await?;
+        within(state.limits.statement, count_waiting(state, db)).await?;
     }
+    Ok(())
+}
+
+/// For `systemctl status`. Counting stops at ten thousand: it is a hint for people, and must cost nothing.
+async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    let counts = sqlx::query!(
+        r#"select (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
+             (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
+                or exists (select from SourceWaiter w where w.SourceConfigID = g.SourceConfigID)) as "limited!""#,
+    )
+    .fetch_one(db)
+    .await?;
+    state.vitals.set_waiting(usize::try_from(counts.waiting).unwrap_or(0));
+    state.vitals.set_limited(usize::try_from(counts.limited).unwrap_or(0));
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 //! missed its deadline is dropped, never used again.
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, PgConnection};
+use sqlx::{ConnectOptions, Connection, PgConnection};
 use std::future::Future;
 use std::time::Duration;
 
@@ -62,7 +62,9 @@ pub fn with_settings(
         settings.push(("enable_seqscan", "off"));
         settings.push(("jit", "off"));
     }
-    options.application_name(&format!("rosterd {name}")).options(settings)
+    // Its own logging of statements is off: it asks whether a line would be written and then writes none, after
+    // which tracing-subscriber may hold back the next line of ours.
+    options.application_name(&format!("rosterd {name}")).options(settings).disable_statement_logging()
 }
 
 /// One connection, within the time limit.
