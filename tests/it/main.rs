@@ -3,9 +3,13 @@
 //! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
 //! `cargo test`; nothing has to be set up.
 
+mod cancel;
 mod embedded;
 mod engine;
 mod generic_jobs;
+mod guard;
 mod schedule_oracle;
 mod schedule_properties;
+mod schema;
 mod support;
+mod waiting;
