@@ -3,9 +3,11 @@
 //! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
 //! `cargo test`; nothing has to be set up.
 
+mod bad_input;
 mod cancel;
 mod embedded;
 mod engine;
+mod faq;
 mod generic_jobs;
 mod guard;
 mod schedule_oracle;
