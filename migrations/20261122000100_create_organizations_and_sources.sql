@@ -72,7 +72,10 @@ as $f$
 declare
   spelling text;
 begin
-  select name into spelling from pg_timezone_names where lower(name) = lower(zone) limit 1;
+  -- Not what the server finds in its zone folder besides the IANA names: copies, and names that mean another
+  -- zone on each machine.
+  select name into spelling from pg_timezone_names
+    where lower(name) = lower(zone) and name !~ '^(posix/|right/|posixrules$|localtime$|Factory$)' limit 1;
   if not found then
     raise exception using errcode = 'check_violation', constraint = constraint_name,
       message = format('TimeZone %L is not a time zone', zone),
@@ -95,7 +98,7 @@ end $f$;
 
 create table vm.Organization (
   ID uuid primary key default vm.new_id(),
-  ParentOrgID uuid references vm.Organization,
+  ParentOrgID uuid constraint organization_parent_exists references vm.Organization,
   Code text not null,
   Description text,
   Payload jsonb not null default '{}',
@@ -142,7 +145,7 @@ comment on table vm.SourceType is 'What a source can do for a job: Scanner, Tick
 
 create table vm.Source (
   ID uuid primary key default vm.new_id(),
-  SourceTypeID int not null references vm.SourceType,
+  SourceTypeID int not null constraint source_type_exists references vm.SourceType,
   Source text not null,
   constraint source_source_is_unique unique (Source)
 );
@@ -165,8 +168,8 @@ insert into vm.Source (SourceTypeID, Source) values
 create table vm.SourceConfig (
   ID uuid primary key default vm.new_id(),
   Source text not null,
-  SourceID uuid not null references vm.Source,
-  OrganizationID uuid not null references vm.Organization,
+  SourceID uuid not null constraint sourceconfig_source_is_known references vm.Source,
+  OrganizationID uuid not null constraint sourceconfig_organization_exists references vm.Organization,
   Address text not null default '',
   Port int,
   AuthInfo jsonb not null default '{}',
@@ -201,6 +204,7 @@ declare
   known record;
   delay text := (new.AuthInfo -> 'Delay')::text;
   concurrency text := (new.AuthInfo -> 'Concurrency')::text;
+  missing text;
 begin
   -- The name and the id of the source say the same; either is enough.
   if tg_op = 'UPDATE' and new.Source is distinct from old.Source and new.SourceID is not distinct from old.SourceID then
@@ -222,6 +226,21 @@ begin
   end if;
   new.SourceID := known.ID;
   new.Source := known.Source;
+
+  -- PostgreSQL's own words for these would print the whole row, AuthInfo and all.
+  missing := case when new.ID is null then 'ID' when new.OrganizationID is null then 'OrganizationID'
+    when new.Address is null then 'Address' when new.Active is null then 'Active'
+    when new.CreatedDate is null then 'CreatedDate' when new.CreatedBy is null then 'CreatedBy' end;
+  if missing is not null then
+    raise exception using errcode = 'not_null_violation', column = lower(missing),
+      message = format('SourceConfig %s: %s is null', new.Source, missing),
+      hint = format('Give %s a value.', missing);
+  end if;
+  if new.Port not between 1 and 65535 then
+    raise exception using errcode = 'check_violation', constraint = 'sourceconfig_port_is_1_to_65535',
+      message = format('SourceConfig %s: Port is %s', new.Source, new.Port),
+      hint = 'Give 1 to 65535, or null for the usual port of the source.';
+  end if;
 
   new.AuthInfo := coalesce(new.AuthInfo, '{}');
   new.Payload := coalesce(new.Payload, '{}');

@@ -30,8 +30,8 @@ comment on column vm.Job.PayloadSchema is 'JSON Schema of its payload, filled by
 
 create table vm.JobConfig (
   ID uuid primary key default vm.new_id(),
-  JobID int not null references vm.Job,
-  OrganizationID uuid not null references vm.Organization,
+  JobID int not null constraint jobconfig_job_exists references vm.Job,
+  OrganizationID uuid not null constraint jobconfig_organization_exists references vm.Organization,
   DataInSourceConfigID uuid,
   DataOutSourceConfigID uuid,
   Payload jsonb not null default '{}',
@@ -77,14 +77,34 @@ comment on column vm.JobConfig.RetryDelaySeconds is 'Seconds before the second a
 comment on column vm.JobConfig.OnRunnerLoss is 'When the runner dies: retry = run again elsewhere, error = end as ERROR';
 
 create table vm.JobConfigSource (
-  ConfigID uuid not null references vm.JobConfig on delete cascade,
+  ConfigID uuid not null constraint jobconfigsource_config_exists references vm.JobConfig on delete cascade,
   Direction text not null,
   Position int not null,
-  SourceConfigID uuid not null references vm.SourceConfig,
+  SourceConfigID uuid not null constraint jobconfigsource_source_exists references vm.SourceConfig,
   primary key (ConfigID, Direction, Position),
   constraint jobconfigsource_direction_is_in_or_out check (Direction in ('in', 'out'))
 );
 comment on table vm.JobConfigSource is 'Further sources of a configuration, for jobs that take several';
+
+-- As with the first two sources: no organization works with the credentials of another.
+create function vm.check_job_config_source() returns trigger
+  language plpgsql
+  set search_path = vm, pg_catalog
+as $f$
+begin
+  if exists (
+      select from JobConfig c, SourceConfig s
+      where c.ID = new.ConfigID and s.ID = new.SourceConfigID and s.OrganizationID <> c.OrganizationID) then
+    raise exception using errcode = 'foreign_key_violation',
+      constraint = 'jobconfigsource_source_is_of_the_same_organization',
+      message = format('JobConfigSource: SourceConfig %s belongs to another organization than JobConfig %s',
+        new.SourceConfigID, new.ConfigID),
+      hint = 'Choose a SourceConfig of the configuration''s own organization.';
+  end if;
+  return new;
+end $f$;
+create trigger jobconfigsource_check before insert or update on vm.JobConfigSource
+  for each row execute function vm.check_job_config_source();
 
 -- A value out of its range gets the range in a sentence; the CHECKs above are the second line.
 create function vm.check_job_config() returns trigger
@@ -143,7 +163,7 @@ create trigger jobconfig_stamp before update on vm.JobConfig
 create table vm.JobSchedule (
   ID uuid primary key default vm.new_id(),
   Name text,
-  ConfigID uuid not null references vm.JobConfig on delete cascade,
+  ConfigID uuid not null constraint jobschedule_config_exists references vm.JobConfig on delete cascade,
   DaysOfWeek text,
   TimeOfDay time,
   Cron text,

@@ -9,7 +9,8 @@
 
 create table vm.JobStatus (
   ID int primary key,
-  Status text not null unique
+  Status text not null,
+  constraint jobstatus_status_is_unique unique (Status)
 );
 comment on table vm.JobStatus is 'The meaning of JobHistory.StatusID';
 insert into vm.JobStatus values

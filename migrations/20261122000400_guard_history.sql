@@ -94,7 +94,7 @@ begin
   end if;
 
   if not is_runner() then
-    new.Origin := case when new.Origin = 'rerun' then 'rerun' else 'operator' end;
+    new.Origin := case when new.Origin = 'rerun' then 'rerun' when new.ParentJobID is not null then 'job' else 'operator' end;
     new.ScheduleID := null;
     new.DueDate := null;
     new.CreatedDate := null;
@@ -179,7 +179,16 @@ begin
       perform set_config('rosterd.left_alone_id', old.ID || ' is already being cancelled', true);
       return null;
     end if;
-    new := old;
+    -- The stamps are ours to write. Anything else beside the cancel would be lost without a word.
+    new.StatusID := old.StatusID;
+    new.UpdatedDate := old.UpdatedDate;
+    new.UpdatedBy := old.UpdatedBy;
+    new.Ready := old.Ready;
+    if new is distinct from old then
+      raise exception using errcode = 'check_violation', constraint = 'jobhistory_moves_are_legal',
+        message = format('JobHistory: a statement that cancels %s can set nothing but StatusID', old.ID),
+        hint = format('update JobHistory set StatusID = -1 where ID = %L;', old.ID);
+    end if;
     new.CancelDate := clock_timestamp();
     new.CancelBy := session_user;
     new.UpdatedDate := new.CancelDate;
@@ -267,6 +276,7 @@ begin
 end $f$;
 create trigger jobhistory_no_truncate before truncate on vm.JobHistory
   for each statement execute function vm.refuse_truncate();
+alter table vm.JobHistory enable always trigger jobhistory_no_truncate;
 
 -- One NOTICE for a statement that met rows it had to leave alone.
 create function vm.say_left_alone() returns trigger
@@ -302,6 +312,7 @@ end $f$;
 create trigger jobhistory_cancel_children after update on vm.JobHistory
   for each row when (old.StatusID in (1, 2) and new.StatusID in (-1, 5))
   execute function vm.cancel_children();
+alter table vm.JobHistory enable always trigger jobhistory_cancel_children;
 
 -- The wake-up hint: one NOTIFY, if an idle runner asked for it.
 create function vm.send_wake_hint() returns trigger
@@ -350,12 +361,28 @@ end $f$;
 create trigger jobconfig_apply after update of Continuous, WaitInSeconds on vm.JobConfig
   for each row when (old.Continuous is distinct from new.Continuous or old.WaitInSeconds is distinct from new.WaitInSeconds)
   execute function vm.apply_job_config();
-create trigger jobconfig_wake after update of Active, MaxInstances, WaitInSeconds, Continuous on vm.JobConfig
+create trigger jobconfig_wake after update of Active, MaxInstances, WaitInSeconds, Continuous,
+    DataInSourceConfigID, DataOutSourceConfigID on vm.JobConfig
+  for each statement execute function vm.send_wake_hint();
+create trigger jobconfigsource_wake after update or delete on vm.JobConfigSource
   for each statement execute function vm.send_wake_hint();
 create trigger organization_wake after update of Active on vm.Organization
   for each statement execute function vm.send_wake_hint();
 create trigger sourceconfig_wake after update of Active on vm.SourceConfig
   for each statement execute function vm.send_wake_hint();
+
+-- A drained runner that may claim again hears of it at once.
+create function vm.hint_runner() returns trigger
+  language plpgsql
+  set search_path = vm, pg_catalog
+as $f$
+begin
+  perform pg_notify('rosterd_cancel', '');
+  return null;
+end $f$;
+create trigger runner_hint after update of Draining on vm.Runner
+  for each row when (old.Draining is distinct from new.Draining)
+  execute function vm.hint_runner();
 
 -- A fresh row from a finished one.
 create function vm.rerun(id uuid) returns uuid

@@ -6,7 +6,7 @@
 -- on the next call. A slot counts while its runner has a row in Runner; there is nothing to clean up after a
 -- crash.
 create table vm.SourceGate (
-  SourceConfigID uuid primary key references vm.SourceConfig on delete cascade,
+  SourceConfigID uuid primary key constraint sourcegate_source_exists references vm.SourceConfig on delete cascade,
   LastStart timestamptz,
   PausedUntil timestamptz
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -15,7 +15,7 @@ comment on column vm.SourceGate.PausedUntil is 'The source itself asked for a pa
 
 create table vm.SourceSlot (
   ID uuid primary key,
-  SourceConfigID uuid not null references vm.SourceGate on delete cascade,
+  SourceConfigID uuid not null constraint sourceslot_gate_exists references vm.SourceGate on delete cascade,
   RunnerID uuid not null,
   HistoryID uuid not null,
   StartDate timestamptz not null
@@ -25,7 +25,7 @@ comment on table vm.SourceSlot is 'Calls in flight: one row a call, deleted when
 comment on column vm.SourceSlot.StartDate is 'When it starts; at most a quarter of a second ahead';
 
 create table vm.SourceWaiter (
-  SourceConfigID uuid not null references vm.SourceGate on delete cascade,
+  SourceConfigID uuid not null constraint sourcewaiter_gate_exists references vm.SourceGate on delete cascade,
   RunnerID uuid not null,
   Since timestamptz not null,
   Seen timestamptz not null,

@@ -1,7 +1,8 @@
 -- Why is it waiting? One row for each PENDING row, with one reason: the first that holds.
 create view vm.JobHistoryWaiting as
 with alive as materialized (
-  select r.Jobs, r.Draining or r.State <> 'running' as Draining, r.Workers - r.Running as Free
+  select r.Jobs, r.Draining or r.State <> 'running' as Draining, 
+    r.Workers - coalesce((select sum(k.Open) from vm.Claim k where k.RunnerID = r.ID), 0) as Free
   from vm.Runner r
   where r.Pulse > clock_timestamp() - r.LeaseSeconds * interval '1 second'
 ), running as materialized (

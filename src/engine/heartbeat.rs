@@ -26,7 +26,9 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     loop {
         state.vitals.progress("heartbeat");
         state.vitals.set_running(state.running.count());
-        let beat_is_due = last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
+        // While drained it looks every time, so that it claims again as soon as it may.
+        let beat_is_due = state.draining.load(Ordering::Acquire)
+            || last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
         let wait = match turn(&state, &mut link, &mut watch, beat_is_due).await {
             Ok(()) => {
                 backoff.reset();
@@ -35,7 +37,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
                     last_beat = Some(boottime());
                 }
                 let engine = &state.settings.engine;
-                if state.running.count() > 0 {
+                if state.running.count() > 0 || state.draining.load(Ordering::Acquire) {
                     engine.poll().min(engine.heartbeat())
                 } else {
                     engine.heartbeat()

@@ -24,7 +24,7 @@ with finished as materialized (
   where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
   for no key update of h skip locked
 ), next as materialized (
-  select o.*, c.WaitInSeconds, c.RetryDelaySeconds,
+  select o.*, c.WaitInSeconds, c.RetryDelaySeconds, clock_timestamp() as Now,
     case
       when o.StatusID = -1 then 5
       when o.Verdict = 4 then 1
@@ -51,10 +51,10 @@ with finished as materialized (
       NotBefore = case
         when n.Status <> 1 then h.NotBefore
         when n.Verdict = 4 then statement_timestamp()
-        when n.IterationEnds then clock_timestamp() + n.WaitInSeconds * interval '1 second'
+        when n.IterationEnds then n.Now + n.WaitInSeconds * interval '1 second'
         else clock_timestamp() + interval '1 second' * (1 + n.Jitter * 0.25)
              * least($12::float8, n.RetryDelaySeconds * 2.0 ^ least(h.Attempt - 1, 30)) end,
-      WaitingSince = case when n.IterationEnds then clock_timestamp() end,
+      WaitingSince = case when n.IterationEnds then n.Now end,
       PulseDate = clock_timestamp(),
       FinishedDate = case when n.Status <> 1 then clock_timestamp() end,
       StopReason = n.StopReason,

@@ -2,12 +2,17 @@
 //!
 //! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
 //! `cargo test`; nothing has to be set up.
-
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "helpers of tests are tests")]
 
+mod bad_input;
+mod cancel;
 mod embedded;
 mod engine;
+mod faq;
 mod generic_jobs;
+mod guard;
 mod schedule_oracle;
 mod schedule_properties;
+mod schema;
 mod support;
+mod waiting;

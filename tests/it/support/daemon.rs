@@ -4,7 +4,7 @@ use super::{SOON, TestDb};
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The rosterd that ships.
@@ -81,7 +81,8 @@ impl Daemon {
 
     /// Everything it said so far.
     pub fn output(&self) -> String {
-        self.lines.0.lock().unwrap().join("\n")
+        // A wait that failed panicked with the lock in its hand; what was said is still good.
+        self.lines.0.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 
     /// Sends a signal by name, such as `TERM`.
