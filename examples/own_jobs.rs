@@ -289,8 +289,8 @@ impl Job for AnswerJob {
         for _ in 0..payload.depth {
             deep = serde_json::Value::Array(vec![deep]);
         }
-        Ok(Outcome::with_result(
-            serde_json::json!({ "text": format!("{nul}{}", "x".repeat(payload.bytes)), "deep": deep }),
-        ))
+        let mut result = serde_json::json!({ "text": format!("{nul}{}", "x".repeat(payload.bytes)) });
+        result["deep"] = deep;
+        Ok(Outcome::with_result(result))
     }
 }

@@ -8,7 +8,8 @@ const ONE_WORKER: (&str, &str) = ("ROSTERD__ENGINE__WORKERS", "1");
 
 /// The identifiers of a configuration's rows in the order of their starts.
 fn started_order(db: &mut TestDb) -> Vec<String> {
-    let rows = db.rows("select Identifier from JobHistory where StartedDate is not null order by StartedDate");
+    let rows =
+        db.rows("select Identifier from JobHistory where StartedDate is not null order by StartedDate");
     rows.unwrap().into_iter().flatten().collect()
 }
 
@@ -16,7 +17,7 @@ fn started_order(db: &mut TestDb) -> Vec<String> {
 fn rows_start_in_the_order_of_priority_then_not_before_then_id() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "MaxInstances", "0");
-    let other = db.config("SleepJob", "MaxInstances, Payload", r#"1, '{"seconds": 0}'"#);
+    let other = db.config("SleepJob", "MaxInstances, Payload", r#"0, '{"seconds": 0}'"#);
     for (config, word, priority, age) in [
         (&config, "e", "7", 0),
         (&other, "c", "5", 0),
@@ -41,12 +42,15 @@ fn a_row_without_priority_gets_its_configurations_override_or_its_jobs() {
     let plain = db.config("NoopJob", "MaxInstances", "0");
     let urgent = db.config("SleepJob", "PriorityOverride, Payload", r#"1, '{"seconds": 0}'"#);
     db.exec("update Job set Priority = 3 where Struct = 'NoopJob'");
-    for (config, word) in [(&plain, "job's own"), (&urgent, "override"), (&plain, "job's own too")] {
-        db.exec(&format!("insert into JobHistory (ConfigID, StatusID, Identifier) values ('{config}', 1, '{word}')"));
+    for (config, word) in [(&plain, "own of its job"), (&urgent, "override"), (&plain, "own of its job too")]
+    {
+        db.exec(&format!(
+            "insert into JobHistory (ConfigID, StatusID, Identifier) values ('{config}', 1, '{word}')"
+        ));
     }
     let _daemon = Daemon::start_with(&db, &[ONE_WORKER]);
     db.wait_for("select count(*) from JobHistory where StatusID = 3", "3", crate::support::SOON);
-    assert_eq!(started_order(&mut db), ["override", "job's own", "job's own too"]);
+    assert_eq!(started_order(&mut db), ["override", "own of its job", "own of its job too"]);
     assert_eq!(db.text("select Priority from Job where Struct = 'NoopJob'"), "3", "the daemon keeps it");
 }
 
@@ -62,7 +66,8 @@ fn a_row_with_not_before_in_the_future_starts_then_and_not_earlier() {
         ));
     }
     db.wait_count(&config, 3, 4);
-    let late = db.rows("select extract(epoch from StartedDate - NotBefore) from JobHistory order by ID").unwrap();
+    let late =
+        db.rows("select extract(epoch from StartedDate - NotBefore) from JobHistory order by ID").unwrap();
     for late in late.into_iter().flatten().map(|text| text.parse::<f64>().unwrap()) {
         assert!((0.0..=1.0).contains(&late), "started {late} s after NotBefore");
     }
@@ -88,7 +93,9 @@ fn max_instances_is_never_exceeded_by_two_daemons() {
     let config = db.config("SleepJob", "MaxInstances, Payload", r#"3, '{"seconds": 0.03}'"#);
     let _one = Daemon::start(&db);
     let _two = Daemon::start(&db);
-    db.exec(&format!("insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 40)"));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 40)"
+    ));
     db.wait_count(&config, 3, 40);
     let most = db.most_at_once(&config);
     assert_eq!(most, 3, "room is used and not exceeded");
@@ -102,10 +109,14 @@ fn a_max_instances_edited_from_no_limit_to_two_holds_for_every_start_after_it() 
     let _two = Daemon::start(&db);
     for _ in 0..5 {
         db.exec(&format!("update JobConfig set MaxInstances = 0 where ID = '{config}'"));
-        db.exec(&format!("insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 12)"));
+        db.exec(&format!(
+            "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 12)"
+        ));
         db.exec(&format!("update JobConfig set MaxInstances = 2 where ID = '{config}'"));
         let edited = db.text("select clock_timestamp()");
-        db.exec(&format!("insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 12)"));
+        db.exec(&format!(
+            "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 12)"
+        ));
         db.wait_for("select count(*) from JobHistory where StatusID in (1, 2)", "0", crate::support::SOON);
         // Whoever started after the edit found at most one other in progress.
         let worst = db.text(&format!(
@@ -113,7 +124,10 @@ fn a_max_instances_edited_from_no_limit_to_two_holds_for_every_start_after_it() 
                where o.ID <> h.ID and o.StartedDate <= h.StartedDate and o.FinishedDate > h.StartedDate)), 0)
              from JobHistory h where h.StartedDate > timestamptz '{edited}' + interval '20 ms'"
         ));
-        assert!(worst.parse::<i32>().unwrap() <= 1, "a start after the edit found {worst} others in progress");
+        assert!(
+            worst.parse::<i32>().unwrap() <= 1,
+            "a start after the edit found {worst} others in progress"
+        );
     }
 }
 
@@ -207,13 +221,19 @@ fn an_insert_in_a_transaction_with_an_old_snapshot_is_taken_and_runs() {
         let id = db.insert(&config, "{}");
         db.wait_status(&id, 3);
     }
-    let id = operator.exec(&format!("insert into JobHistory (ConfigID, StatusID) values ('{config}', 1) returning ID"));
+    let id = operator
+        .exec(&format!("insert into JobHistory (ConfigID, StatusID) values ('{config}', 1) returning ID"));
     operator.exec("commit");
     db.wait_status(&id, 3);
 }
 
 /// Milliseconds from INSERT to start of one row after the other, sorted.
-fn start_latencies(db: &mut TestDb, config: &str, count: usize, mut before_each: impl FnMut(&mut TestDb)) -> Vec<f64> {
+fn start_latencies(
+    db: &mut TestDb,
+    config: &str,
+    count: usize,
+    mut before_each: impl FnMut(&mut TestDb),
+) -> Vec<f64> {
     let mut waits: Vec<f64> = (0..count)
         .map(|_| {
             before_each(db);
@@ -237,7 +257,10 @@ fn an_idle_runner_starts_a_row_within_milliseconds() {
     let config = db.config("NoopJob", "", "");
     let _daemon = Daemon::start(&db);
     let waits = start_latencies(&mut db, &config, 200, |_| {});
-    println!("INSERT to start: p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms", waits[100], waits[198], waits[199]);
+    println!(
+        "INSERT to start: p50 {:.1} ms, p99 {:.1} ms, worst {:.1} ms",
+        waits[100], waits[198], waits[199]
+    );
     assert!(waits[100] < 50.0 && waits[198] < 250.0, "p50 {} ms, p99 {} ms", waits[100], waits[198]);
 }
 
@@ -264,5 +287,9 @@ fn two_daemons_never_run_a_row_twice() {
     db.wait_count(&config, 3, 500);
     assert_eq!(db.text("select count(*) from JobHistory where Attempt = 1 and Crashes = 0"), "500");
     // Each run says one line, so a second run of a row would show.
-    db.wait_for("select count(*) || ' of ' || count(distinct JobHistoryID) from Logs", "500 of 500", crate::support::SOON);
+    db.wait_for(
+        "select count(*) || ' of ' || count(distinct JobHistoryID) from Logs",
+        "500 of 500",
+        crate::support::SOON,
+    );
 }

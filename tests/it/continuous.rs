@@ -25,7 +25,8 @@ fn a_continuous_row_keeps_its_id_counts_its_iterations_and_waits_between_them() 
     let wait: f64 = db.column(&id, "extract(epoch from NotBefore - PulseDate)").parse().unwrap();
     assert!((0.95..1.05).contains(&wait), "{wait} s");
     db.wait_for(&format!("select StartedDate > '{started}' from JobHistory where ID = '{id}'"), "t", SOON);
-    let late: f64 = db.column(&id, &format!("extract(epoch from StartedDate - timestamptz '{due}')")).parse().unwrap();
+    let late: f64 =
+        db.column(&id, &format!("extract(epoch from StartedDate - timestamptz '{due}')")).parse().unwrap();
     assert!((0.0..1.0).contains(&late), "{late} s");
     wait_iterations(&mut db, &id, 2);
     assert_eq!(db.text("select count(*) from JobHistory"), "1");
@@ -114,7 +115,11 @@ fn an_edit_that_races_the_end_of_an_iteration_is_never_lost() {
     for round in 0..25_u64 {
         db.exec("update JobConfig set Continuous = true, WaitInSeconds = 3600");
         let id = db.insert(&config, BRIEF);
-        db.wait_for(&format!("select StatusID = 2 or CurrentIteration > 0 from JobHistory where ID = '{id}'"), "t", SOON);
+        db.wait_for(
+            &format!("select StatusID = 2 or CurrentIteration > 0 from JobHistory where ID = '{id}'"),
+            "t",
+            SOON,
+        );
         std::thread::sleep(Duration::from_millis(8 + round % 8)); // around the end of the run
         db.exec("update JobConfig set WaitInSeconds = 1800");
         wait_iterations(&mut db, &id, 1);
