@@ -6,6 +6,7 @@
 use rosterd::job::{Child, Job, JobContext, JobError, NoPayload, Outcome};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::future::Future;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ fn main() -> ExitCode {
             .register(FailJob)
             .register(PanicJob)
             .register(ParentJob)
-            .register(TalkJob),
+            .register(TalkJob)
+            .register(AnswerJob),
     )
 }
 
@@ -110,6 +112,9 @@ struct Failing {
     /// Attempts that fail before one succeeds.
     #[serde(default = "always")]
     times: i32,
+    /// Iterations of a Continuous row that fail before one succeeds.
+    #[serde(default = "forever")]
+    iterations: i64,
     /// Whether trying again is useless.
     #[serde(default)]
     fatal: bool,
@@ -117,6 +122,10 @@ struct Failing {
 
 fn always() -> i32 {
     i32::MAX
+}
+
+fn forever() -> i64 {
+    i64::MAX
 }
 
 /// Fails, with something to show for it.
@@ -129,7 +138,7 @@ impl Job for FailJob {
 
     async fn run(&self, ctx: JobContext, payload: Failing) -> Result<Outcome, JobError> {
         let attempt = ctx.row().attempt;
-        if attempt > payload.times {
+        if attempt > payload.times || ctx.row().iteration >= payload.iterations {
             return Ok(Outcome::with_result(serde_json::json!({ "attempt": attempt })));
         }
         let error = anyhow::anyhow!("the disk is full").context(format!("attempt {attempt} failed"));
@@ -138,16 +147,51 @@ impl Job for FailJob {
     }
 }
 
+/// Where and with what a job panics.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Panicking {
+    #[serde(default)]
+    how: How,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "snake_case")]
+enum How {
+    /// With a formatted text, a `String`.
+    #[default]
+    Formatted,
+    /// With a plain text, a `&str`.
+    Plain,
+    /// With a value that is no text.
+    Mute,
+    /// Before there is a future to wait for.
+    Early,
+}
+
 /// Panics.
 struct PanicJob;
 
 impl Job for PanicJob {
     const STRUCT: &'static str = "PanicJob";
     const DESCRIPTION: &'static str = "Panics";
-    type Payload = NoPayload;
+    type Payload = Panicking;
 
-    async fn run(&self, ctx: JobContext, _: NoPayload) -> Result<Outcome, JobError> {
-        panic!("row {} found the cupboard bare", ctx.row().id);
+    fn run(
+        &self,
+        ctx: JobContext,
+        payload: Panicking,
+    ) -> impl Future<Output = Result<Outcome, JobError>> + Send {
+        if matches!(payload.how, How::Early) {
+            panic!("gone before it began");
+        }
+        async move {
+            match payload.how {
+                How::Plain => panic!("a plain text"),
+                How::Mute => std::panic::panic_any(42),
+                How::Formatted | How::Early => panic!("row {} found the cupboard bare", ctx.row().id),
+            }
+        }
     }
 }
 
@@ -183,6 +227,9 @@ impl Job for ParentJob {
 #[serde(deny_unknown_fields)]
 struct Speech {
     lines: u32,
+    /// Whether it then says one line at each level.
+    #[serde(default)]
+    each_level: bool,
 }
 
 /// Writes log lines.
@@ -197,6 +244,53 @@ impl Job for TalkJob {
         for n in 1..=payload.lines {
             ctx.info(format!("line {n}"));
         }
+        if payload.each_level {
+            ctx.info("it is well");
+            ctx.warn("it is odd");
+            ctx.error("it is wrong");
+        }
         Ok(Outcome::done())
+    }
+}
+
+/// What a job answers.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Answer {
+    /// Letters in the text of its result.
+    #[serde(default)]
+    bytes: usize,
+    /// Lists in lists in its result.
+    #[serde(default)]
+    depth: usize,
+    /// Whether a NUL is in its result, or in its error.
+    #[serde(default)]
+    nul: bool,
+    /// Whether it fails.
+    #[serde(default)]
+    fails: bool,
+}
+
+/// Answers with results and errors that are hard to store.
+struct AnswerJob;
+
+impl Job for AnswerJob {
+    const STRUCT: &'static str = "AnswerJob";
+    const DESCRIPTION: &'static str = "Answers with results and errors that are hard to store";
+    type Payload = Answer;
+
+    async fn run(&self, ctx: JobContext, payload: Answer) -> Result<Outcome, JobError> {
+        let nul = if payload.nul { "a\0b" } else { "" };
+        ctx.progress(format!("answering {nul}"));
+        if payload.fails {
+            return Err(JobError::retry_message(format_args!("no answer {nul}")));
+        }
+        let mut deep = serde_json::Value::from("bottom");
+        for _ in 0..payload.depth {
+            deep = serde_json::Value::Array(vec![deep]);
+        }
+        let mut result = serde_json::json!({ "text": format!("{nul}{}", "x".repeat(payload.bytes)) });
+        result["deep"] = deep;
+        Ok(Outcome::with_result(result))
     }
 }

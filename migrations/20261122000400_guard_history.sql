@@ -322,6 +322,11 @@ as $f$
 declare
   chosen int;
 begin
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    -- Under an older snapshot a slot that was used meanwhile would end the INSERT as a serialization failure.
+    perform pg_notify('rosterd_wake', '');
+    return null;
+  end if;
   select h.Slot into chosen from WakeHint h where h.Armed limit 1 for update skip locked;
   if found then
     update WakeHint set Armed = false where Slot = chosen;

@@ -115,7 +115,8 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_max: settings.schedule.missed_max,
     };
     let engine = Engine::start(Arc::clone(&state), pool);
-    autostart_configs(&options, limits, &state.hints, &signals.stop).await;
+    let autostart =
+        tokio::spawn(autostart_configs(options.clone(), limits, state.hints.clone(), signals.stop.clone()));
     let schedule_stop = CancellationToken::new();
     let schedule = tokio::spawn(scheduler.run(schedule_stop.clone()));
 
@@ -133,6 +134,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     schedule_stop.cancel();
     // It holds nothing but a connection.
     let _ = schedule.await;
+    let _ = autostart.await;
     vitals.retire("schedule");
     engine.stop(drain, signals.hurry.clone()).await;
     web_stop.cancel();
@@ -276,20 +278,25 @@ pub(crate) async fn register_jobs(
 }
 
 /// Every start puts a row on the queue for each AutoStart configuration without one, however long the
-/// database keeps us waiting for it.
+/// database, or an operator who holds one locked, keeps us waiting for it.
 async fn autostart_configs(
-    options: &PgConnectOptions,
+    options: PgConnectOptions,
     limits: Limits,
-    hints: &crate::postgres::listen::Hints,
-    stop: &CancellationToken,
+    hints: crate::postgres::listen::Hints,
+    stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(2));
-    while !stop.is_cancelled() {
+    let mut served = Vec::new();
+    loop {
         let attempt = async {
-            let mut db = connect::connect(options, "autostart", Speaker::Runner, limits).await?;
-            within(limits.statement, autostart::run(&mut db)).await
+            let mut db = connect::connect(&options, "autostart", Speaker::Runner, limits).await?;
+            within(limits.statement, autostart::run(&mut db, &served)).await
         };
-        match attempt.await {
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return,
+            outcome = attempt => outcome,
+        };
+        let wait = match outcome {
             Ok(done) => {
                 for config in &done.already_live {
                     tracing::info!("AutoStart: configuration {config} has a live row already, none is added");
@@ -298,16 +305,21 @@ async fn autostart_configs(
                     tracing::info!("AutoStart: {} rows put on the queue", done.started.len());
                     hints.wake.notify_one();
                 }
-                return;
+                if !done.more {
+                    return;
+                }
+                served.extend(done.already_live.iter().chain(&done.started));
+                backoff.next_wait()
             }
             Err(error) => {
                 let wait = backoff.next_wait();
                 tracing::warn!("AutoStart: {error}; tried again in {wait:.1?}");
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(wait) => {}
-                }
+                wait
             }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }

@@ -9,7 +9,7 @@ use super::execute::{Executor, FinishedJob};
 use super::link::Link;
 use super::state::EngineState;
 use crate::config_rows;
-use crate::history::{ClaimedJob, moves};
+use crate::history::{ClaimedJob, lookup, moves};
 use crate::postgres::connect::{Backoff, DatabaseError, within};
 use sqlx::PgConnection;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
     let mut backoff = Backoff::new(Duration::from_secs(1));
     let mut identity = state.identity.subscribe();
     let job_ids: Vec<i32> = state.jobs.keys().copied().collect();
+    let mut memory = Memory::default();
     let mut said: Option<Instant> = None;
     loop {
         state.vitals.progress("claim");
@@ -36,19 +37,22 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
             executor.claim_as(runner);
         }
         let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
-            (Some(runner), false) => match turn(&state, &executor, &mut link, runner, &job_ids).await {
-                Ok(sleep) => {
-                    backoff.reset();
-                    state.database_fine();
-                    state.vitals.set_ready(true);
-                    sleep
+            (Some(runner), false) => {
+                match turn(&state, &executor, &mut link, runner, &job_ids, &mut memory).await {
+                    Ok(sleep) => {
+                        backoff.reset();
+                        state.database_fine();
+                        state.vitals.set_ready(true);
+                        sleep
+                    }
+                    Err(error) => {
+                        state.database_trouble("claim", &error);
+                        link.close();
+                        memory.doubt(2 * state.limits.statement);
+                        Some(backoff.next_wait())
+                    }
                 }
-                Err(error) => {
-                    state.database_trouble("claim", &error);
-                    link.close();
-                    Some(backoff.next_wait())
-                }
-            },
+            }
             _ => Some(state.settings.engine.poll()),
         };
         if stop.is_cancelled() {
@@ -89,6 +93,7 @@ async fn turn(
     link: &mut Link,
     runner: Uuid,
     job_ids: &[i32],
+    memory: &mut Memory,
 ) -> Result<Option<Duration>, DatabaseError> {
     let engine = &state.settings.engine;
     let free = engine.workers.saturating_sub(state.running.count());
@@ -96,6 +101,7 @@ async fn turn(
         return Ok(Some(engine.poll()));
     }
     let db = link.get().await?;
+    give_back_unheard(state, executor, db, runner, memory).await?;
     let mut tick = within(state.limits.statement, moves::tick(&mut *db, job_ids)).await?;
     if tick.schedules_due {
         state.hints.schedule.notify_one();
@@ -111,14 +117,78 @@ async fn turn(
     }
     let limit = i64::try_from(free.min(engine.claim_batch)).unwrap_or(i64::MAX);
     let began = Instant::now();
-    let claimed = within(state.limits.statement, moves::claim(&mut *db, runner, &tick, limit)).await?;
-    if claimed.is_empty() {
-        // Another runner was faster, or holds the lanes locked for the moment.
-        return Ok(Some(Duration::from_millis(20 + fastrand::u64(0..30)).min(engine.poll())));
+    let claimed =
+        within(state.limits.statement, moves::claim(&mut *db, runner, &tick, limit, memory.around)).await?;
+    memory.around = claimed.left_locked;
+    if claimed.jobs.is_empty() {
+        if memory.around {
+            return Ok(None);
+        }
+        // Another runner was faster, or somebody holds lanes or rows locked, perhaps for long.
+        let pause = Duration::from_millis(20 + fastrand::u64(0..30)) * (1 << memory.fruitless.min(5));
+        memory.fruitless += 1;
+        return Ok(Some(pause.min(engine.poll())));
     }
-    state.vitals.claimed(claimed.len(), began.elapsed());
-    start(state, executor, db, runner, claimed).await?;
+    memory.fruitless = 0;
+    memory.heard(&claimed.jobs);
+    state.vitals.claimed(claimed.jobs.len(), began.elapsed());
+    start(state, executor, db, runner, claimed.jobs).await?;
     Ok(None)
+}
+
+/// What a turn leaves for the next.
+#[derive(Debug, Default)]
+struct Memory {
+    /// The last claim left rows behind that somebody holds locked.
+    around: bool,
+    /// Claims in a row that brought nothing although rows were due.
+    fruitless: u32,
+    /// The newest `Claim.ID` that was heard of while nothing was in doubt.
+    floor: i64,
+    /// Those heard of since.
+    known: Vec<i64>,
+    /// After an error: a claim may have been carried out although its answer never came.
+    doubt_until: Option<Instant>,
+}
+
+impl Memory {
+    fn doubt(&mut self, time: Duration) {
+        self.doubt_until = Some(Instant::now() + time);
+    }
+
+    fn heard(&mut self, jobs: &[ClaimedJob]) {
+        for claim in jobs.iter().map(|job| job.fence.claim) {
+            if self.doubt_until.is_none() {
+                self.floor = self.floor.max(claim);
+            } else if !self.known.contains(&claim) {
+                self.known.push(claim);
+            }
+        }
+    }
+}
+
+/// Rows of claims whose answer was lost stand as in progress here, and nobody runs them: they go back. The server
+/// may still be at it when we look first, so this is asked until no such statement can be under way.
+async fn give_back_unheard(
+    state: &EngineState,
+    executor: &Executor,
+    db: &mut PgConnection,
+    runner: Uuid,
+    memory: &mut Memory,
+) -> Result<(), DatabaseError> {
+    let Some(until) = memory.doubt_until else { return Ok(()) };
+    let over = Instant::now() >= until;
+    let unheard = lookup::unheard_claims(&mut *db, runner, memory.floor, &memory.known);
+    for (fence, config) in within(state.limits.statement, unheard).await? {
+        tracing::warn!("Job Runner: {} was claimed but the answer was lost, it goes back", fence.id);
+        executor.put_back(fence, config, runner);
+        memory.known.push(fence.claim);
+    }
+    if over {
+        memory.doubt_until = None;
+        memory.floor = memory.known.drain(..).fold(memory.floor, i64::max);
+    }
+    Ok(())
 }
 
 /// Hands what was claimed to dispatch. If the configurations cannot be read now, the rows go back.
@@ -136,7 +206,7 @@ async fn start(
         Ok(configs) => configs,
         Err(error) => {
             for job in &claimed {
-                executor.put_back(job, runner);
+                executor.put_back(job.fence, job.config, runner);
             }
             return Err(error);
         }
@@ -144,7 +214,7 @@ async fn start(
     for job in claimed {
         let Some(config) = configs.get(&job.config) else {
             // A foreign key holds it; nothing but a broken database gets here.
-            executor.put_back(&job, runner);
+            executor.put_back(job.fence, job.config, runner);
             continue;
         };
         state.vitals.started(Duration::from_secs_f64(job.waited_seconds.max(0.0)));

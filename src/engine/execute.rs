@@ -6,12 +6,13 @@
 use super::dispatch::RunnableJob;
 use super::running::{Run, Running, StopCause, stop_reason};
 use crate::config::Config;
-use crate::history::{ClaimedJob, Settlement, StopReason, Verdict};
+use crate::history::{Fence, Settlement, StopReason, Verdict};
 use crate::job::{ContextParts, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
+use serde_json::Value;
 use sqlx::PgPool;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -94,23 +95,23 @@ impl Executor {
     }
 
     /// Gives a claimed row back that was never started; no attempt is counted.
-    pub(crate) fn put_back(&self, job: &ClaimedJob, runner: Uuid) {
+    pub(crate) fn put_back(&self, fence: Fence, config: Uuid, runner: Uuid) {
         let settlement = Settlement {
-            fence: job.fence,
-            config: job.config,
+            fence,
+            config,
             verdict: Verdict::PutBack,
             error: None,
             result: None,
             stop_reason: None,
             progress: None,
         };
-        let span = job_span("", "", job.fence.id.0);
+        let span = job_span("", "", fence.id.0);
         let _ = self.finished.send(FinishedJob {
             settlement,
-            started: job.started,
+            started: DateTime::<Utc>::UNIX_EPOCH,
             began: Instant::now(),
             limited: true,
-            run: Arc::new(Run::new(job.fence, job.config, runner, None, span)),
+            run: Arc::new(Run::new(fence, config, runner, None, span)),
         });
     }
 
@@ -273,6 +274,11 @@ fn storable(text: &str) -> String {
 /// A result too large for the row is replaced by an object that says so; NUL cannot be stored in a jsonb.
 fn cap_result(settlement: &mut Settlement, max_bytes: usize) {
     let Some(result) = &settlement.result else { return };
+    if is_deeper_than(result, MAX_DEPTH) {
+        let reason = format!("nested more than {MAX_DEPTH} levels deep");
+        settlement.result = Some(serde_json::json!({ "truncated": true, "reason": reason }));
+        return;
+    }
     let printed = result.to_string();
     if printed.len() > max_bytes {
         settlement.result = Some(serde_json::json!({
@@ -282,5 +288,17 @@ fn cap_result(settlement: &mut Settlement, max_bytes: usize) {
         }));
     } else if printed.contains("\\u0000") {
         settlement.result = serde_json::from_str(&printed.replace("\\u0000", "\\ufffd")).ok();
+    }
+}
+
+/// Levels of lists and objects in a result, as in a payload. PostgreSQL refuses a jsonb of some thousands.
+const MAX_DEPTH: usize = 100;
+
+fn is_deeper_than(value: &Value, levels: usize) -> bool {
+    let below = |inner: &Value| levels == 0 || is_deeper_than(inner, levels - 1);
+    match value {
+        Value::Array(items) => items.iter().any(below),
+        Value::Object(fields) => fields.values().any(below),
+        _ => false,
     }
 }

@@ -86,7 +86,14 @@ async fn write(
         let db = link.get().await?;
         let retry_max = state.settings.engine.retry_max_seconds;
         let settled =
-            within(state.limits.statement, moves::settle(&mut *db, runner, &settlements, retry_max)).await?;
+            match within(state.limits.statement, moves::settle(&mut *db, runner, &settlements, retry_max))
+                .await
+            {
+                Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
+                    settle_one_by_one(state, db, runner, &settlements).await?
+                }
+                settled => settled?,
+            };
         state.database_fine();
         let by_id: HashMap<HistoryId, moves::Settled> =
             settled.into_iter().map(|row| (row.id, row)).collect();
@@ -127,6 +134,48 @@ async fn write(
         starts.write(state, link.get().await?).await?;
     }
     Ok(batch.is_empty())
+}
+
+/// Whether the database refused what was to be written, so that trying the same again cannot help: data it cannot
+/// take (22), a broken rule (23), or a limit of the server (54).
+fn is_about_the_rows(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+}
+
+/// One outcome the database cannot take must not hold up the others: it ends its row as an error that says so.
+async fn settle_one_by_one(
+    state: &EngineState,
+    db: &mut PgConnection,
+    runner: Uuid,
+    settlements: &[Settlement],
+) -> Result<Vec<moves::Settled>, DatabaseError> {
+    let retry_max = state.settings.engine.retry_max_seconds;
+    let mut settled = Vec::new();
+    for one in settlements {
+        let one = std::slice::from_ref(one);
+        let outcome = within(state.limits.statement, moves::settle(&mut *db, runner, one, retry_max)).await;
+        settled.extend(match outcome {
+            Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
+                tracing::error!("Job Runner: the outcome of {} cannot be stored: {error}", one[0].fence.id);
+                let plain = Settlement {
+                    verdict: if one[0].verdict == Verdict::PutBack {
+                        Verdict::PutBack
+                    } else {
+                        Verdict::FailedForGood
+                    },
+                    error: Some(format!("its outcome could not be stored: {error}")),
+                    result: None,
+                    progress: None,
+                    ..one[0].clone()
+                };
+                let plain = std::slice::from_ref(&plain);
+                within(state.limits.statement, moves::settle(&mut *db, runner, plain, retry_max)).await?
+            }
+            outcome => outcome?,
+        });
+    }
+    Ok(settled)
 }
 
 /// Of the runs that were not written, drops those whose rows are not ours any more; the others are held

@@ -5,7 +5,7 @@
 //! as abandoned while its thread may still be busy. Its writes are fenced off from then on.
 
 use crate::history::{Fence, HistoryId, StopReason};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -117,21 +117,29 @@ struct Entry {
     push: Option<(Instant, Push)>,
 }
 
+/// A row and the claim of it. The claim belongs to it because a runner that lost its lease may claim a row
+/// anew while its first run of it still unwinds.
+type Key = (HistoryId, i64);
+
+fn key(run: &Run) -> Key {
+    (run.fence.id, run.fence.claim)
+}
+
 #[derive(Debug, Default)]
 struct Table {
-    entries: HashMap<HistoryId, Entry>,
-    pushes: BTreeSet<(Instant, HistoryId)>,
+    entries: BTreeMap<Key, Entry>,
+    pushes: BTreeSet<(Instant, Key)>,
 }
 
 impl Table {
-    fn plan(&mut self, id: HistoryId, next: Option<(Instant, Push)>) {
-        if let Some(entry) = self.entries.get_mut(&id) {
+    fn plan(&mut self, key: Key, next: Option<(Instant, Push)>) {
+        if let Some(entry) = self.entries.get_mut(&key) {
             if let Some((at, _)) = entry.push {
-                self.pushes.remove(&(at, id));
+                self.pushes.remove(&(at, key));
             }
             entry.push = next;
             if let Some((at, _)) = next {
-                self.pushes.insert((at, id));
+                self.pushes.insert((at, key));
             }
         }
     }
@@ -178,10 +186,10 @@ impl Running {
     /// Before its task is spawned.
     pub(crate) fn add(&self, run: Arc<Run>) {
         let push = run.time_limit.map(|limit| (Instant::now() + limit, Push::TimeOut));
-        let id = run.fence.id;
+        let key = key(&run);
         let mut table = self.table();
-        table.entries.insert(id, Entry { run, abort: None, push: None });
-        table.plan(id, push);
+        table.entries.insert(key, Entry { run, abort: None, push: None });
+        table.plan(key, push);
         drop(table);
         if self.count.fetch_add(1, Ordering::AcqRel) == 0 {
             self.first.notify_one();
@@ -193,9 +201,7 @@ impl Running {
 
     /// After its task was spawned; it may have ended already.
     pub(crate) fn set_abort(&self, run: &Arc<Run>, abort: AbortHandle) {
-        if let Some(entry) = self.table().entries.get_mut(&run.fence.id)
-            && Arc::ptr_eq(&entry.run, run)
-        {
+        if let Some(entry) = self.table().entries.get_mut(&key(run)) {
             entry.abort = Some(abort);
         }
     }
@@ -203,39 +209,45 @@ impl Running {
     /// When it ended, by whoever held the right to settle it.
     pub(crate) fn remove(&self, run: &Arc<Run>) {
         let mut table = self.table();
-        let id = run.fence.id;
-        if table.entries.get(&id).is_some_and(|entry| Arc::ptr_eq(&entry.run, run)) {
-            table.plan(id, None);
-            table.entries.remove(&id);
+        let key = key(run);
+        table.plan(key, None);
+        if table.entries.remove(&key).is_some() {
             drop(table);
             self.count.fetch_sub(1, Ordering::AcqRel);
             self.ended.notify_one();
         }
     }
 
-    /// Tells one run to stop, and plans what happens if it does not. Returns whether it is running here.
+    /// Tells the runs of one row to stop, and plans what happens if they do not. Returns whether there are any.
     pub(crate) fn stop(&self, id: HistoryId, cause: StopCause) -> bool {
+        let keys: Vec<Key> =
+            self.table().entries.range((id, i64::MIN)..=(id, i64::MAX)).map(|(key, _)| *key).collect();
+        for key in &keys {
+            self.stop_one(*key, cause);
+        }
+        !keys.is_empty()
+    }
+
+    fn stop_one(&self, key: Key, cause: StopCause) {
         let mut table = self.table();
-        let Some(entry) = table.entries.get(&id) else { return false };
-        if entry.run.stop(cause) {
-            table.plan(id, Some((Instant::now() + self.grace, Push::Abort)));
+        if table.entries.get(&key).is_some_and(|entry| entry.run.stop(cause)) {
+            table.plan(key, Some((Instant::now() + self.grace, Push::Abort)));
             drop(table);
             self.replanned.notify_one();
         }
-        true
     }
 
     /// Tells every run to stop, or every run of one claimant.
     pub(crate) fn stop_all(&self, cause: StopCause, runner: Option<Uuid>) {
-        let ids: Vec<HistoryId> = self
+        let keys: Vec<Key> = self
             .table()
             .entries
-            .values()
-            .filter(|entry| runner.is_none_or(|runner| entry.run.runner == runner))
-            .map(|entry| entry.run.fence.id)
+            .iter()
+            .filter(|(_, entry)| runner.is_none_or(|runner| entry.run.runner == runner))
+            .map(|(key, _)| *key)
             .collect();
-        for id in ids {
-            self.stop(id, cause);
+        for key in keys {
+            self.stop_one(key, cause);
         }
     }
 
@@ -248,10 +260,10 @@ impl Running {
     pub(crate) fn push(&self, now: Instant) -> Vec<Overdue> {
         let mut table = self.table();
         let mut done = Vec::new();
-        while let Some((at, id)) = table.pushes.first().copied()
+        while let Some((at, key)) = table.pushes.first().copied()
             && at <= now
         {
-            let Some(entry) = table.entries.get(&id) else {
+            let Some(entry) = table.entries.get(&key) else {
                 table.pushes.pop_first();
                 continue;
             };
@@ -259,18 +271,18 @@ impl Running {
             match entry.push.map(|(_, push)| push) {
                 Some(Push::TimeOut) => {
                     run.stop(StopCause::Timeout);
-                    table.plan(id, Some((now + self.grace, Push::Abort)));
+                    table.plan(key, Some((now + self.grace, Push::Abort)));
                     done.push(Overdue::TimedOut(run));
                 }
                 Some(Push::Abort) => {
                     if let Some(abort) = &entry.abort {
                         abort.abort();
                     }
-                    table.plan(id, Some((now + ABORT_TIME, Push::Abandon)));
+                    table.plan(key, Some((now + ABORT_TIME, Push::Abandon)));
                     done.push(Overdue::Aborted(run));
                 }
                 Some(Push::Abandon) | None => {
-                    table.plan(id, None);
+                    table.plan(key, None);
                     if run.settle_right() {
                         done.push(Overdue::Abandoned(run));
                     }

@@ -1,9 +1,10 @@
 -- Pending -> in progress, for a batch of rows, in the order of Priority, NotBefore, ID.
 --
--- $1 runner, $2 lanes (JobConfig.ID), $3 how many at most.
+-- $1 runner, $2 lanes (JobConfig.ID), $3 how many at most, $4 those lanes of $2 that are locked.
 -- The statement sees the newest counts only if it began after the limited lanes were locked, so it is a
 -- statement of its own behind lock_lanes.sql. NO KEY UPDATE leaves foreign keys to the row alone; SKIP LOCKED
--- leaves a row that an operator is editing for the next tick. `= any(array(...))` keeps the plan on the
+-- leaves a row that an operator is editing, and what is behind it is for claim_around.sql; Found says that there
+-- was such a row. A lane that got its MaxInstances since the tick is not locked and waits for the next. `= any(array(...))` keeps the plan on the
 -- primary key. A runner whose row is gone (reaped) or that drains takes nothing.
 with me as materialized (
   select r.ID from Runner r where r.ID = $1 and not r.Draining for key share
@@ -13,7 +14,7 @@ with me as materialized (
       else least($3, greatest(0, c.MaxInstances
         - (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID))) end as Room
   from ClaimableConfig c
-  where c.ID = any($2) and exists (select from me)
+  where c.ID = any($2) and (c.MaxInstances = 0 or c.ID = any($4)) and exists (select from me)
 ), candidate as materialized (
   select h.ID
   from lane
@@ -45,4 +46,5 @@ where h.ID = t.ID and h.Ready
 returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
   h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
   h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",
-  extract(epoch from h.StartedDate - greatest(h.NotBefore, h.CreatedDate))::float8 as "waited_seconds!"
+  extract(epoch from h.StartedDate - greatest(h.NotBefore, h.CreatedDate))::float8 as "waited_seconds!",
+  (select count(*) from candidate) as "found!"

@@ -52,3 +52,29 @@ pub async fn cancel_requests(db: impl PgExecutor<'_>, runner: Uuid) -> Result<Ve
         .await?;
     Ok(ids.into_iter().map(HistoryId).collect())
 }
+
+/// Rows that stand as claimed by this runner under claims after `floor` that are not among `known`, each with its
+/// configuration: claims whose answer never came.
+pub async fn unheard_claims(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    floor: i64,
+    known: &[i64],
+) -> Result<Vec<(Fence, Uuid)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        "select h.ID, k.ID as claim, h.Attempt, h.ConfigID
+         from Claim k
+         cross join lateral unnest(k.HistoryIDs) as i (ID)
+         join JobHistory h on h.ID = i.ID and h.ThreadID = k.RunnerID and h.ClaimID = k.ID and h.StatusID in (2, -1)
+         where k.RunnerID = $1 and k.ID > $2 and k.ID <> all($3)",
+        runner,
+        floor,
+        known,
+    )
+    .fetch_all(db)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (Fence { id: HistoryId(row.id), claim: row.claim, attempt: row.attempt }, row.configid))
+        .collect())
+}

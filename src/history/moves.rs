@@ -4,6 +4,7 @@
 //! how the guard in the database tells its moves from an operator's.
 
 use super::{ClaimedJob, Fence, HistoryId, NewRow, Settlement, Status};
+use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor};
 use std::collections::HashMap;
@@ -54,7 +55,20 @@ pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32]) -> Result<Tick, sqlx::E
     sqlx::query_file_as!(Tick, "src/history/tick.sql", jobs).fetch_one(db).await
 }
 
+/// What a claim took.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// In the order in which they shall start.
+    pub jobs: Vec<ClaimedJob>,
+    /// Whether rows were left behind because somebody holds them locked.
+    pub left_locked: bool,
+}
+
+/// Rows taken at once at most while others are held locked.
+const AROUND_LIMIT: i64 = 50;
+
 /// Pending -> in progress: takes at most `limit` due rows for `runner`, in the order of Priority, NotBefore, ID.
+/// Rows that somebody holds locked are left out, and with `around` the rows behind them are reached.
 ///
 /// Runs in a transaction only if a limited lane is among them; `tick.limited` that another session holds
 /// locked are left out.
@@ -63,35 +77,66 @@ pub async fn claim(
     runner: Uuid,
     tick: &Tick,
     limit: i64,
-) -> Result<Vec<ClaimedJob>, sqlx::Error> {
+    around: bool,
+) -> Result<Claimed, sqlx::Error> {
     if tick.limited.is_empty() {
-        return claim_from(&mut *db, runner, &tick.free, limit).await;
+        return claim_from(&mut *db, runner, &tick.free, &[], limit, around).await;
     }
     // BEGIN and COMMIT as statements: this connection belongs to one loop that closes it on any error, so no
     // half-open transaction can be inherited by anybody.
     sqlx::raw_sql("begin").execute(&mut *db).await?;
-    let mut lanes =
+    let locked =
         sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
-    lanes.extend_from_slice(&tick.free);
-    let claimed = claim_from(&mut *db, runner, &lanes, limit).await?;
+    let lanes = [locked.as_slice(), &tick.free].concat();
+    let claimed = claim_from(&mut *db, runner, &lanes, &locked, limit, around).await?;
     sqlx::raw_sql("commit").execute(&mut *db).await?;
     Ok(claimed)
+}
+
+struct TakenRow {
+    id: Uuid,
+    claim: i64,
+    attempt: i32,
+    config: Uuid,
+    job: i32,
+    payload: String,
+    iteration: i64,
+    parent: Option<Uuid>,
+    due: Option<DateTime<Utc>>,
+    started: DateTime<Utc>,
+    priority: i32,
+    not_before: DateTime<Utc>,
+    waited_seconds: f64,
+    found: i64,
 }
 
 async fn claim_from(
     db: &mut PgConnection,
     runner: Uuid,
     lanes: &[Uuid],
+    locked: &[Uuid],
     limit: i64,
-) -> Result<Vec<ClaimedJob>, sqlx::Error> {
+    around: bool,
+) -> Result<Claimed, sqlx::Error> {
     if lanes.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Claimed::default());
     }
-    let mut rows =
-        sqlx::query_file!("src/history/claim.sql", runner, lanes, limit).fetch_all(&mut *db).await?;
+    let mut rows = if around {
+        let limit = limit.min(AROUND_LIMIT);
+        sqlx::query_file_as!(TakenRow, "src/history/claim_around.sql", runner, lanes, limit, locked)
+            .fetch_all(&mut *db)
+            .await?
+    } else {
+        sqlx::query_file_as!(TakenRow, "src/history/claim.sql", runner, lanes, limit, locked)
+            .fetch_all(&mut *db)
+            .await?
+    };
+    let left_locked =
+        !around && rows.first().is_none_or(|row| row.found > i64::try_from(rows.len()).unwrap_or(i64::MAX));
     // RETURNING has no order of its own.
     rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
-    rows.into_iter()
+    let jobs: Result<Vec<ClaimedJob>, sqlx::Error> = rows
+        .into_iter()
         .map(|row| {
             Ok(ClaimedJob {
                 fence: Fence { id: HistoryId(row.id), claim: row.claim, attempt: row.attempt },
@@ -105,7 +150,8 @@ async fn claim_from(
                 waited_seconds: row.waited_seconds,
             })
         })
-        .collect()
+        .collect();
+    Ok(Claimed { jobs: jobs?, left_locked })
 }
 
 /// What a settled row became.

@@ -4,7 +4,7 @@
 with dead as materialized (
   select k.ID, k.RunnerID, k.HistoryIDs
   from Claim k
-  where not exists (select from Runner r where r.ID = k.RunnerID)
+  where k.Open > 0 and not exists (select from Runner r where r.ID = k.RunnerID)
   order by k.ID
   limit 100
   for update skip locked

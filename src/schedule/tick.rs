@@ -11,6 +11,7 @@ use crate::vitals::Vitals;
 use chrono::{DateTime, NaiveTime, Utc};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -118,13 +119,25 @@ impl Scheduler {
             self.recompute(&mut db).await?;
         }
         let mut fired = 0;
+        // Those that somebody holds locked, or that the database refuses to serve: they delay no other.
+        let mut held = HashSet::new();
         loop {
-            let due = within(self.limits.statement, due(&mut db)).await?;
+            let mut due = within(self.limits.statement, due(&mut db)).await?;
+            due.retain(|schedule| !held.contains(&schedule.id));
             if due.is_empty() {
                 break;
             }
             for schedule in &due {
-                fired += within(self.limits.statement, self.serve(&mut db, schedule)).await?;
+                match within(self.limits.statement, self.serve(&mut db, schedule)).await {
+                    Ok(Some(rows)) => fired += rows,
+                    Ok(None) => drop(held.insert(schedule.id)),
+                    Err(DatabaseError::Sql(error)) if !connect::is_outage(&error) => {
+                        tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
+                        sqlx::raw_sql("rollback").execute(&mut db).await?;
+                        held.insert(schedule.id);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         if fired > 0 {
@@ -134,18 +147,20 @@ impl Scheduler {
         let next = within(self.limits.statement, seconds_to_next(&mut db)).await?;
         *link = Some(db);
         // The claim loop's tick looks at schedules too and gives a hint, so this sleep need not be short.
-        Ok(next.map_or(IDLE_LOOK, |s| Duration::from_secs_f64(s.clamp(0.0, IDLE_LOOK.as_secs_f64()))))
+        let next = next.map_or(IDLE_LOOK, |s| Duration::from_secs_f64(s.clamp(0.0, IDLE_LOOK.as_secs_f64())));
+        Ok(if held.is_empty() { next } else { next.max(HELD_LOOK) })
     }
 
-    /// One schedule that is new or due. Returns how many rows it put on the queue.
-    async fn serve(&self, db: &mut PgConnection, schedule: &ScheduleRow) -> Result<u64, sqlx::Error> {
+    /// One schedule that is new or due. Returns how many rows it put on the queue, or `None` if it was not ours to
+    /// serve now: another runner was faster, or somebody holds it locked.
+    async fn serve(&self, db: &mut PgConnection, schedule: &ScheduleRow) -> Result<Option<u64>, sqlx::Error> {
         let (recurrence, zone) = match schedule.parse() {
             Ok(parsed) => parsed,
-            Err(sentence) => return set_error(db, schedule, &sentence).await.map(|()| 0),
+            Err(sentence) => return set_error(db, schedule, &sentence).await,
         };
         let Some(due) = schedule.next_run else {
             let next = next_after(&recurrence, &zone, schedule.now);
-            return set_next(db, schedule, next).await.map(|()| 0);
+            return set_next(db, schedule, next).await;
         };
         let policy: MissedRun = schedule.missed_run.parse().unwrap_or_default();
         let catch_up = CatchUp { policy, grace: self.missed_grace, limit: self.missed_max };
@@ -157,7 +172,8 @@ impl Scheduler {
                 schedule.id
             );
         }
-        sqlx::raw_sql("begin").execute(&mut *db).await?;
+        // Rows an operator holds locked (of the configuration, or those to be cancelled) must not stop the others.
+        sqlx::raw_sql("begin; set local lock_timeout = '500ms'").execute(&mut *db).await?;
         let fired = fire(&mut *db, schedule, due, &plan).await?;
         sqlx::raw_sql("commit").execute(&mut *db).await?;
         Ok(fired)
@@ -180,6 +196,8 @@ impl Scheduler {
     }
 }
 
+/// The next look at a schedule that somebody held locked.
+const HELD_LOOK: Duration = Duration::from_millis(100);
 /// Longest sleep without a hint; short enough to prove that the loop is alive.
 const IDLE_LOOK: Duration = Duration::from_secs(10);
 
@@ -189,13 +207,14 @@ async fn fire(
     schedule: &ScheduleRow,
     due: DateTime<Utc>,
     plan: &MissedPlan,
-) -> Result<u64, sqlx::Error> {
+) -> Result<Option<u64>, sqlx::Error> {
     let latest = plan.fire.last().copied().filter(|_| schedule.live);
     let moved = sqlx::query!(
         "update JobSchedule
          set NextRun = $3::timestamptz, LastRun = coalesce($4, LastRun),
              Error = case when $3::timestamptz is null then $5::text end
-         where ID = $1 and NextRun = $2 and Active",
+         where ID = (
+           select ID from JobSchedule where ID = $1 and NextRun = $2 and Active for no key update skip locked)",
         schedule.id,
         due,
         plan.next,
@@ -204,8 +223,11 @@ async fn fire(
     )
     .execute(&mut *db)
     .await?;
-    if moved.rows_affected() == 0 || plan.fire.is_empty() || !schedule.live {
-        return Ok(0);
+    if moved.rows_affected() == 0 {
+        return Ok(None);
+    }
+    if plan.fire.is_empty() || !schedule.live {
+        return Ok(Some(0));
     }
     match schedule.overlap.parse().unwrap_or_default() {
         Overlap::Queue => {}
@@ -215,7 +237,7 @@ async fn fire(
                     "Scheduler: schedule {} skips {due}: an earlier row is still live",
                     schedule.id
                 );
-                return Ok(0);
+                return Ok(Some(0));
             }
         }
         Overlap::CancelOld => {
@@ -243,7 +265,7 @@ async fn fire(
     )
     .execute(&mut *db)
     .await?;
-    Ok(inserted.rows_affected())
+    Ok(Some(inserted.rows_affected()))
 }
 
 /// Live rows of this schedule: pending ones by their lane, running ones by the claims of their configuration.
@@ -331,10 +353,12 @@ async fn set_next(
     db: &mut PgConnection,
     schedule: &ScheduleRow,
     next: Option<DateTime<Utc>>,
-) -> Result<(), sqlx::Error> {
+) -> Result<Option<u64>, sqlx::Error> {
     sqlx::query!(
         "update JobSchedule set NextRun = $3::timestamptz, Error = case when $3::timestamptz is null then $4::text end
-         where ID = $1 and NextRun is not distinct from $2",
+         where ID = (
+           select ID from JobSchedule where ID = $1 and NextRun is not distinct from $2
+           for no key update skip locked)",
         schedule.id,
         schedule.next_run,
         next,
@@ -342,20 +366,30 @@ async fn set_next(
     )
     .execute(db)
     .await
-    .map(drop)
+    .map(|done| (done.rows_affected() > 0).then_some(0))
 }
 
-async fn set_error(db: &mut PgConnection, schedule: &ScheduleRow, sentence: &str) -> Result<(), sqlx::Error> {
-    tracing::error!("Scheduler: schedule {} cannot fire: {sentence}", schedule.id);
-    sqlx::query!(
-        "update JobSchedule set NextRun = null, Error = $3 where ID = $1 and NextRun is not distinct from $2",
+async fn set_error(
+    db: &mut PgConnection,
+    schedule: &ScheduleRow,
+    sentence: &str,
+) -> Result<Option<u64>, sqlx::Error> {
+    let done = sqlx::query!(
+        "update JobSchedule set NextRun = null, Error = $3
+         where ID = (
+           select ID from JobSchedule where ID = $1 and NextRun is not distinct from $2 and Error is null
+           for no key update skip locked)",
         schedule.id,
         schedule.next_run,
         sentence,
     )
     .execute(db)
-    .await
-    .map(drop)
+    .await?;
+    if done.rows_affected() == 0 {
+        return Ok(None);
+    }
+    tracing::error!("Scheduler: schedule {} cannot fire: {sentence}", schedule.id);
+    Ok(Some(0))
 }
 
 /// `JobSchedule.Error` of a schedule that has had its last due time.

@@ -4,15 +4,25 @@
 //! `cargo test`; nothing has to be set up.
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "helpers of tests are tests")]
 
+mod attempts;
+mod autostart;
 mod bad_input;
 mod cancel;
+mod claiming;
+mod continuous;
+mod control_plane;
 mod embedded;
 mod engine;
 mod faq;
 mod generic_jobs;
 mod guard;
+mod logs;
+mod plans;
+mod restart;
 mod schedule_oracle;
 mod schedule_properties;
+mod schedules;
 mod schema;
+mod service;
 mod support;
 mod waiting;

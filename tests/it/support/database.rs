@@ -161,6 +161,65 @@ impl TestDb {
     }
 }
 
+/// Another operator, whose transactions may stay open.
+pub struct Session {
+    runtime: tokio::runtime::Runtime,
+    connection: PgConnection,
+}
+
+impl Session {
+    /// Runs it and returns the first value of the first row; a refusal is the test's failure.
+    pub fn exec(&mut self, sql: &str) -> String {
+        let rows = self
+            .runtime
+            .block_on(sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).fetch_all(&mut self.connection))
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
+        rows.first().map(texts).and_then(|row| row.first().cloned()).unwrap_or_default()
+    }
+}
+
+impl TestDb {
+    /// A connection of its own, with the settings of this speaker.
+    pub fn session(&self, speaker: Speaker) -> Session {
+        let options = with_settings(self.options.clone(), "session", speaker, Duration::from_secs(60));
+        let runtime = runtime();
+        let connection = runtime.block_on(PgConnection::connect_with(&options)).unwrap();
+        Session { runtime, connection }
+    }
+
+    /// Ends every connection whose name begins with `rosterd ` and then `which`; returns how many.
+    pub fn terminate(&mut self, which: &str) -> usize {
+        self.text(&format!(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity
+             where datname = current_database() and application_name like 'rosterd {which}%' and pid <> pg_backend_pid()
+               and application_name not in ('rosterd test', 'rosterd session')"
+        ))
+        .parse()
+        .unwrap()
+    }
+
+    /// The most rows of this configuration that were in progress at once, from their dates.
+    pub fn most_at_once(&mut self, config: &str) -> i64 {
+        self.text(&format!(
+            "select max(n) from (
+               select sum(d) over (order by at, d) as n
+               from JobHistory h, lateral (values (StartedDate, 1), (FinishedDate, -1)) v (at, d)
+               where ConfigID = '{config}' and StartedDate is not null) o"
+        ))
+        .parse()
+        .unwrap()
+    }
+
+    /// Waits until this many rows of this configuration have this status.
+    pub fn wait_count(&mut self, config: &str, status: i32, count: usize) {
+        self.wait_for(
+            &format!("select count(*) from JobHistory where ConfigID = '{config}' and StatusID = {status}"),
+            &count.to_string(),
+            super::SOON,
+        );
+    }
+}
+
 impl Drop for TestDb {
     fn drop(&mut self) {
         let connection = self.connection.take();

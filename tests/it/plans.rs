@@ -1,0 +1,121 @@
+//! The statements of the engine stay on their indexes, whatever stands in the table.
+
+use crate::support::{Daemon, Session, TestDb};
+use rosterd::postgres::connect::Speaker;
+use std::time::Duration;
+
+const CLAIM: &str = include_str!("../../src/history/claim.sql");
+const CLAIM_AROUND: &str = include_str!("../../src/history/claim_around.sql");
+const TICK: &str = include_str!("../../src/history/tick.sql");
+const SETTLE: &str = include_str!("../../src/history/settle.sql");
+const RESCUE: &str = include_str!("../../src/history/rescue.sql");
+
+const NIL: &str = "00000000-0000-0000-0000-000000000000";
+
+/// 50,000 finished rows, 3,000 parked behind a full configuration, 100 due ones; analyzed.
+fn filled() -> (TestDb, String, String) {
+    let mut db = TestDb::new();
+    let free = db.config("NoopJob", "MaxInstances", "0");
+    let parked = db.config("SleepJob", "MaxInstances", "1");
+    db.session(Speaker::Runner).exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 50000);
+         update JobHistory set StatusID = 2, Attempt = 1, ThreadID = '{NIL}', ClaimID = 0;
+         update JobHistory set StatusID = 3, FinishedDate = now();
+         insert into JobHistory (ConfigID, StatusID) select '{parked}', 1 from generate_series(1, 3000);
+         insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 100);
+         insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) values ('{NIL}', '{parked}', '{{}}', 1);
+         insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ('{NIL}', 'x', 1, '1', 1000, 1)"
+    ));
+    db.exec("vacuum analyze JobHistory");
+    db.exec("analyze");
+    (db, free, parked)
+}
+
+fn explain(session: &mut Session, statement: &str, arguments: &str) -> String {
+    session.exec("set plan_cache_mode = force_generic_plan");
+    session.exec("deallocate all");
+    session.exec(&format!("prepare s as {statement}"));
+    let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
+    session.exec(&format!("explain (format json) execute s{arguments}"))
+}
+
+fn assert_on_indexes(plan: &str, indexes: &[&str]) {
+    for index in indexes {
+        assert!(plan.contains(&format!(r#""Index Name": "{index}""#)), "no {index} in {plan}");
+    }
+    let compact: String = plan.split_whitespace().collect();
+    for node in compact.split("\"NodeType\":\"SeqScan\"").skip(1) {
+        let relation = node.split("\"RelationName\":\"").nth(1).and_then(|rest| rest.split('"').next());
+        assert_ne!(relation, Some("jobhistory"), "a sequential scan of JobHistory in {plan}");
+    }
+}
+
+#[test]
+fn the_engines_statements_use_the_indexes_made_for_them() {
+    let (db, free, parked) = filled();
+    let mut session = db.session(Speaker::Runner);
+    let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[]");
+    assert_on_indexes(&explain(&mut session, CLAIM, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
+    assert_on_indexes(&explain(&mut session, CLAIM_AROUND, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
+    let tick = "(select array_agg(ID) from Job)".to_owned();
+    let tick = session.exec(&format!("select quote_literal({tick}::text)"));
+    assert_on_indexes(&explain(&mut session, TICK, &tick), &["jobhistory_lane", "jobhistory_due"]);
+    let settle = format!(
+        "'{NIL}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', 60"
+    );
+    assert_on_indexes(&explain(&mut session, SETTLE, &settle), &["jobhistory_pkey"]);
+    assert_on_indexes(&explain(&mut session, RESCUE, ""), &["jobhistory_pkey"]);
+}
+
+#[test]
+fn finishing_a_row_is_a_heap_only_update() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "MaxInstances", "0");
+    let _daemon = Daemon::start(&db);
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 1000)"
+    ));
+    db.wait_count(&config, 3, 1000);
+    // Claiming leaves the lane's index, so only one of the two updates of a row can be heap-only. The counters of
+    // a session are published when it has been idle for a while.
+    let hot = "select coalesce(n_tup_upd >= 2000 and n_tup_hot_upd >= 900, false) from pg_stat_user_tables where relname = 'jobhistory'";
+    db.wait_for(hot, "t", Duration::from_secs(20));
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "timings are for people")]
+fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
+    let (mut db, free, parked) = filled();
+    let mut session = db.session(Speaker::Runner);
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
+    session.exec("set plan_cache_mode = force_generic_plan");
+    session.exec(&format!("prepare tick as {TICK}"));
+    session.exec(&format!("prepare claim as {CLAIM}"));
+    // Pages touched by a tick and a claim of one row, rolled back.
+    let pages = |session: &mut Session| -> i64 {
+        let mut read = |statement: &str| -> i64 {
+            session.exec("begin");
+            let plan: serde_json::Value = serde_json::from_str(
+                &session.exec(&format!("explain (analyze, buffers, format json) {statement}")),
+            )
+            .unwrap();
+            session.exec("rollback");
+            ["Shared Hit Blocks", "Shared Read Blocks"]
+                .iter()
+                .map(|key| plan[0]["Plan"][key].as_i64().unwrap())
+                .sum()
+        };
+        read(&format!("execute tick({jobs})"))
+            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}')"))
+    };
+    pages(&mut session);
+    let before = pages(&mut session);
+    db.session(Speaker::Runner).exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{parked}', 1 from generate_series(1, 97000)"
+    ));
+    db.exec("vacuum analyze JobHistory");
+    pages(&mut session);
+    let after = pages(&mut session);
+    println!("a tick and a claim touch {before} pages beside 3,000 parked rows and {after} beside 100,000");
+    assert!(after <= 2 * before, "{before} pages, then {after}");
+}
