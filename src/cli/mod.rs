@@ -44,7 +44,7 @@ struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// PostgreSQL to work on; without it, `DATABASE_URL` or `database.url`, a private one is started.
-    /// A password is better given by PGPASSFILE or database.password_file: options can be seen by others.
+    /// A password is better given by PGPASSFILE or `database.password_file`: options can be seen by others.
     #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
     database_url: Option<String>,
     /// Address for HTTP, such as 127.0.0.1:9420, or "off".
@@ -61,7 +61,7 @@ enum Command {
     Run,
     /// Bring the schema of the database to this program's version.
     Migrate,
-    /// Check the configuration and the commands of CommandJob, without a database.
+    /// Check the configuration and the commands of `CommandJob`, without a database.
     CheckConfig(check_config::CheckConfig),
     /// Check the server, the schema, the daemons and the queue, and say what to do about each problem.
     Doctor(doctor::Doctor),
@@ -102,7 +102,7 @@ pub fn run(registry: Registry) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(Failure::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let outcome = registry.check().map_err(Failure::from).and_then(|()| obey(cli, registry));
+    let outcome = registry.check().map_err(Failure::from).and_then(|()| obey(&cli, registry));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -114,10 +114,10 @@ pub fn run(registry: Registry) -> ExitCode {
     }
 }
 
-fn obey(cli: Cli, registry: Registry) -> Result<(), Failure> {
+fn obey(cli: &Cli, registry: Registry) -> Result<(), Failure> {
     let settings = || load_config(&cli.global);
     match &cli.command {
-        Command::Run => run::run(Arc::new(settings()?), registry),
+        Command::Run => run::run(&Arc::new(settings()?), registry),
         Command::Migrate => migrate::run(&settings()?),
         Command::CheckConfig(args) => check_config::run(&cli.global, args),
         Command::Doctor(args) => doctor::run(&settings()?, &registry, args),
@@ -140,6 +140,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
+// By value, so that `map_err(Failure::usage)` works.
+#[allow(clippy::needless_pass_by_value)]
 impl Failure {
     const USAGE: u8 = 64;
     const DATABASE: u8 = 69;

@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Options of `rosterd psql`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Psql {
-    /// Arguments for psql, behind --, such as: rosterd psql -- -c 'select * from JobHistoryWaiting'
+    /// Arguments for psql, behind --, such as `rosterd psql -- -c 'select * from JobHistoryWaiting'`.
     #[arg(last = true, value_name = "ARGS")]
     args: Vec<OsString>,
 }
@@ -142,15 +142,12 @@ fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
         let code = tail.get(..2).and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
-        match code.filter(|_| first == b'%') {
-            Some(code) => {
-                bytes.push(code);
-                rest = &tail[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = tail;
-            }
+        if let Some(code) = code.filter(|_| first == b'%') {
+            bytes.push(code);
+            rest = &tail[2..];
+        } else {
+            bytes.push(first);
+            rest = tail;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()

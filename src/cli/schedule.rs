@@ -77,7 +77,8 @@ struct Firings {
     time_zone: String,
     /// Sentences that qualify the firings.
     notes: Vec<String>,
-    firings: Vec<Firing>,
+    #[serde(rename = "firings")]
+    times: Vec<Firing>,
 }
 
 #[derive(Debug, Serialize)]
@@ -120,7 +121,7 @@ fn try_cron(args: &Next, cron: &str) -> Result<(), Failure> {
         when: cron.to_owned(),
         time_zone: zone.name().to_owned(),
         notes: Vec::new(),
-        firings: firings(&recurrence, &zone, after, args.count)?,
+        times: firings(&recurrence, &zone, after, args.count)?,
     };
     print(&[found], args.json)
 }
@@ -162,7 +163,7 @@ fn of_row(row: &ScheduleRow, listed: Listed, args: &Next) -> Result<Firings, Fai
     if row.jitter_seconds > 0 {
         notes.push(format!("Rows start up to {} s later (JitterSeconds).", row.jitter_seconds));
     }
-    let firings = match row.parse() {
+    let times = match row.parse() {
         Ok((recurrence, zone)) => firings(&recurrence, &zone, args.after.unwrap_or(row.now), args.count)?,
         Err(problem) => {
             if listed.error.is_none() {
@@ -178,7 +179,7 @@ fn of_row(row: &ScheduleRow, listed: Listed, args: &Next) -> Result<Firings, Fai
         when: listed.when,
         time_zone: row.zone.clone(),
         notes,
-        firings,
+        times,
     })
 }
 
@@ -197,8 +198,8 @@ fn print(found: &[Firings], as_json: bool) -> Result<(), Failure> {
         for note in &schedule.notes {
             say(&one_line(note))?;
         }
-        if !schedule.firings.is_empty() {
-            let rows = schedule.firings.iter().map(|firing| {
+        if !schedule.times.is_empty() {
+            let rows = schedule.times.iter().map(|firing| {
                 let utc = firing.utc.format("%a %Y-%m-%d %H:%M:%S").to_string();
                 [firing.weekday.clone(), firing.local.clone(), utc]
             });

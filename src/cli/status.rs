@@ -185,7 +185,7 @@ async fn finished(db: &mut PgConnection) -> Result<Option<Vec<Finished>>, Failur
     .await;
     match found {
         Ok(finished) => Ok(Some(finished)),
-        Err(error) if error.as_database_error().and_then(|e| e.code()).is_some_and(|c| c == "57014") => {
+        Err(error) if error.as_database_error().is_some_and(|e| e.code().as_deref() == Some("57014")) => {
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -158,7 +158,7 @@ pub(crate) fn check_all(dir: &Path) -> AllowList {
             Err(problem) if problem.contains(&dir.display().to_string()) => found.problems.push(problem),
             // About the name, as a row would hear it.
             Err(problem) => {
-                found.problems.push(format!("{shown}: {}", problem.replace("Payload field `command`: ", "")))
+                found.problems.push(format!("{shown}: {}", problem.replace("Payload field `command`: ", "")));
             }
         }
     }
