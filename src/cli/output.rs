@@ -60,18 +60,10 @@ pub(super) fn time(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.format("%Y-%m-%d %H:%M:%S").to_string())
 }
 
-/// A length of time in its two largest units: "3 d 4 h", "2 min", "250 ms", "0 s".
-pub(super) fn length(time: Duration) -> String {
-    let nanos = time.as_nanos();
-    if nanos == 0 {
-        return "0 s".to_owned();
-    }
+/// A length of time in its two largest units: "3 d 4 h", "2 min", "0 s".
+fn length(time: Duration) -> String {
     if time < Duration::from_secs(1) {
-        let (unit, name) = [(1_000_000, "ms"), (1_000, "us"), (1, "ns")]
-            .into_iter()
-            .find(|(unit, _)| nanos >= *unit)
-            .unwrap_or((1, "ns"));
-        return format!("{} {name}", nanos / unit);
+        return "0 s".to_owned();
     }
     let mut left = time.as_secs();
     let mut parts = Vec::new();
@@ -86,7 +78,7 @@ pub(super) fn length(time: Duration) -> String {
 
 /// The same from seconds as the database gives them; nothing below zero.
 pub(super) fn seconds(seconds: f64) -> String {
-    length(Duration::try_from_secs_f64(seconds.max(0.0).floor()).unwrap_or_default())
+    length(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default())
 }
 
 /// "1 row", "2 rows".
@@ -116,8 +108,7 @@ mod tests {
     fn lengths_are_told_in_their_two_largest_units() {
         for (time, told) in [
             (Duration::ZERO, "0 s"),
-            (Duration::from_nanos(1), "1 ns"),
-            (Duration::from_micros(1_500), "1 ms"),
+            (Duration::from_millis(999), "0 s"),
             (Duration::from_secs(1), "1 s"),
             (Duration::from_secs(61), "1 min 1 s"),
             (Duration::from_secs(3 * 86_400 + 4 * 3_600 + 59), "3 d 4 h"),

@@ -1,6 +1,6 @@
 //! `rosterd source limits`: how hard each source may be hit, and what it is doing now.
 
-use super::output::{length, say, say_json, table, time, without_password};
+use super::output::{say, say_json, table, time, without_password};
 use super::{Database, Failure, block_on};
 use crate::config::Config;
 use serde_json::json;
@@ -71,7 +71,7 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
                 if delay == 0 {
                     "0".to_owned()
                 } else {
-                    format!("{} ({delay} ns)", length(Duration::from_nanos(delay)))
+                    format!("{:?} ({delay} ns)", Duration::from_nanos(delay))
                 },
                 format!("{}/{}", s.in_flight, s.concurrency),
                 s.waiting.to_string(),

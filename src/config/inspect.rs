@@ -85,10 +85,12 @@ fn masked(url: &str) -> String {
     let user = options.get_username();
     let port = options.get_port();
     let database = options.get_database().unwrap_or(user);
-    let password = if has_password(url) { ":***" } else { "" };
+    let secret = has_password(url);
     if host.starts_with('/') {
-        format!("postgres://{user}{password}@/{database}?host={host}&port={port}")
+        let password = if secret { "&password=***" } else { "" };
+        format!("postgres:///{database}?host={host}&port={port}&user={user}{password}")
     } else {
+        let password = if secret { ":***" } else { "" };
         format!("postgres://{user}{password}@{host}:{port}/{database}")
     }
 }
@@ -108,7 +110,10 @@ mod tests {
             ("postgres://u:canary@h:1/d", "postgres://u:***@h:1/d"),
             ("postgres://u@h:1/d?password=canary", "postgres://u:***@h:1/d"),
             ("postgres://u@h:1/d", "postgres://u@h:1/d"),
-            ("postgres://u:canary@/d?host=/run/x&port=7", "postgres://u:***@/d?host=/run/x&port=7"),
+            (
+                "postgres:///d?host=/run/x&port=7&user=u&password=canary",
+                "postgres:///d?host=/run/x&port=7&user=u&password=***",
+            ),
         ] {
             assert_eq!(masked(url), shown);
         }

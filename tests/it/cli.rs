@@ -668,7 +668,7 @@ fn source_limits_shows_delay_concurrency_and_calls_in_flight_but_no_credentials(
     on(&db, &["source", "limits"]).with(0).shows(&[
         "ACME JIRA",
         "https://svc:***@jira.example :8443",
-        "1 s (1500000000 ns)",
+        "1.5s (1500000000 ns)",
         "2/4",
     ]);
     let json = on(&db, &["source", "limits", "--json"]).with(0).json();

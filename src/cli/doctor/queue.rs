@@ -87,11 +87,7 @@ async fn jobs(db: &mut PgConnection, registry: &Registry) -> Result<Check, Failu
     } else if in_use {
         Check::warn(
             "jobs",
-            format!(
-                "this rosterd cannot run {}; {} wait for them",
-                named(&names),
-                count(pending, "pending row")
-            ),
+            format!("this rosterd cannot run {}; {} pending in all", named(&names), count(pending, "row")),
             "Run the binary that has them registered, or set their configurations to Active = false.",
         )
     } else {
