@@ -1,12 +1,25 @@
 //! The command line: one file for each subcommand.
 
+mod cancel;
+mod check_config;
 mod demo;
+mod doctor;
+mod enqueue;
+mod job;
+mod migrate;
+mod output;
+mod psql;
+mod rerun;
 mod run;
+mod runner;
+mod schedule;
+mod source;
+mod status;
 
 use crate::config::{Config, ConfigError, Overrides};
 use crate::postgres::connect::{self, DatabaseError, Limits, Speaker};
 use crate::postgres::embedded::{self, EmbeddedError, EmbeddedOptions, EmbeddedPostgres};
-use crate::postgres::migrate::SchemaError;
+use crate::postgres::migrate::{self as schema, SchemaError};
 use crate::registry::{Registry, RegistryError};
 use clap::{Parser, Subcommand};
 use sqlx::PgConnection;
@@ -49,6 +62,34 @@ enum Command {
     Run,
     /// Show what it does: a private database, a daemon, and an operator at work. Takes about ten seconds.
     Demo,
+    /// Bring the schema of the database to this program's version.
+    Migrate,
+    /// Check the configuration and the commands of `CommandJob`, without a database.
+    CheckConfig(check_config::CheckConfig),
+    /// Check the server, the schema, the daemons and the queue, and say what to do about each problem.
+    Doctor(doctor::Doctor),
+    /// Show the daemons, the rows that run, the rows that wait and why, and what is due next.
+    Status(status::Status),
+    /// Start psql on the database.
+    Psql(psql::Psql),
+    /// Put a row on the queue, and wait for its end if asked to.
+    Enqueue(enqueue::Enqueue),
+    /// Cancel rows, and say what each is now.
+    Cancel(cancel::Cancel),
+    /// Put a fresh row on the queue, made from a finished one.
+    Rerun(rerun::Rerun),
+    /// Show schedules and when they fire.
+    #[command(subcommand)]
+    Schedule(schedule::Schedule),
+    /// Show the sources and their limits.
+    #[command(subcommand)]
+    Source(source::Source),
+    /// Show and drain runners, the daemons of this database.
+    #[command(subcommand)]
+    Runner(runner::Runner),
+    /// Show the jobs of this program, without a database.
+    #[command(subcommand)]
+    Job(job::Job),
 }
 
 /// The program around a registry of jobs: `fn main() -> ExitCode { rosterd::run(rosterd::jobs::built_in()) }`.
@@ -64,19 +105,35 @@ pub fn run(registry: Registry) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(Failure::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let outcome = registry.check().map_err(Failure::from).and_then(|()| {
-        let settings = Arc::new(load_config(&cli.global)?);
-        match cli.command {
-            Command::Run => run::run(settings, registry),
-            Command::Demo => demo::run(&settings),
-        }
-    });
+    let outcome = registry.check().map_err(Failure::from).and_then(|()| obey(&cli, registry));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("rosterd: {}", failure.message);
+            if !failure.message.is_empty() {
+                output::remark(&format!("rosterd: {}", failure.message));
+            }
             ExitCode::from(failure.code)
         }
+    }
+}
+
+fn obey(cli: &Cli, registry: Registry) -> Result<(), Failure> {
+    let settings = || load_config(&cli.global);
+    match &cli.command {
+        Command::Run => run::run(&Arc::new(settings()?), registry),
+        Command::Demo => demo::run(&settings()?),
+        Command::Migrate => migrate::run(&settings()?),
+        Command::CheckConfig(args) => check_config::run(&cli.global, args),
+        Command::Doctor(args) => doctor::run(&settings()?, &registry, args),
+        Command::Status(args) => status::run(&settings()?, args),
+        Command::Psql(args) => psql::run(&settings()?, args),
+        Command::Enqueue(args) => enqueue::run(&settings()?, &registry, args),
+        Command::Cancel(args) => cancel::run(&settings()?, args),
+        Command::Rerun(args) => rerun::run(&settings()?, args),
+        Command::Schedule(command) => schedule::run(&cli.global, command),
+        Command::Source(command) => source::run(&settings()?, command),
+        Command::Runner(command) => runner::run(&settings()?, command),
+        Command::Job(command) => job::run(&registry, command),
     }
 }
 
@@ -87,6 +144,8 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
+// By value, so that `map_err(Failure::usage)` works.
+#[allow(clippy::needless_pass_by_value)]
 impl Failure {
     const USAGE: u8 = 64;
     const DATABASE: u8 = 69;
@@ -100,6 +159,11 @@ impl Failure {
     /// The database is away, or not one rosterd can use.
     pub(crate) fn database(message: impl ToString) -> Self {
         Self { code: Self::DATABASE, message: message.to_string() }
+    }
+
+    /// This exit code, with everything said already.
+    pub(crate) fn exit(code: u8) -> Self {
+        Self { code, message: String::new() }
     }
 
     /// We are at fault.
@@ -151,20 +215,25 @@ impl From<sqlx::Error> for Failure {
         };
         let hint = said.hint().map(|hint| format!("\n  {hint}")).unwrap_or_default();
         let message = format!("{}{hint}", said.message());
-        // Class 23: the guard or a constraint refused what the operator asked for.
-        if said.code().starts_with("23") { Self::usage(message) } else { Self::database(message) }
+        // Class 23: the guard or a constraint refused what the operator asked for. 22: a value is not understood.
+        if said.code().starts_with("23") || said.code().starts_with("22") {
+            Self::usage(message)
+        } else {
+            Self::database(message)
+        }
     }
 }
 
 fn load_config(global: &Global) -> Result<Config, ConfigError> {
-    Config::load(
-        global.config.as_deref(),
-        Overrides {
-            database_url: global.database_url.clone(),
-            listen: global.listen.clone(),
-            state_dir: global.state_dir.clone(),
-        },
-    )
+    Config::load(global.config.as_deref(), overrides(global))
+}
+
+fn overrides(global: &Global) -> Overrides {
+    Overrides {
+        database_url: global.database_url.clone(),
+        listen: global.listen.clone(),
+        state_dir: global.state_dir.clone(),
+    }
 }
 
 /// The database a command works on. It stays usable as long as this value lives.
@@ -195,6 +264,22 @@ impl Database {
     /// A connection as an operator has it: the guard in the database lets it do what an operator may do.
     pub(crate) async fn connect(&self) -> Result<PgConnection, Failure> {
         Ok(connect::connect(&self.options, "command", Speaker::Operator, self.limits).await?)
+    }
+
+    /// The same for commands that work on our tables: the schema must be the one this program knows.
+    pub(crate) async fn session(&self) -> Result<PgConnection, Failure> {
+        let mut db = self.connect().await?;
+        let known = schema::known_version();
+        match schema::version(&mut db).await? {
+            Some(found) if found == known => Ok(db),
+            Some(found) if found > known => Err(SchemaError::Newer { found, known }.into()),
+            Some(found) => Err(Failure::database(format!(
+                "the schema is at version {found}, this rosterd needs version {known}: run `rosterd migrate`"
+            ))),
+            None => {
+                Err(Failure::database("this database has no schema of rosterd yet: run `rosterd migrate`"))
+            }
+        }
     }
 }
 

@@ -9,19 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub(super) fn run(settings: Arc<Config>, registry: Registry) -> Result<(), Failure> {
+pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Failure> {
     let (sink, log_lines) = log::database::channel(settings.log.database_queue, settings.log.database_level);
     let logging = log::init(&settings.log, Some(sink)).map_err(Failure::usage)?;
     log_panics();
-    let mut database = Database::open(&settings)?;
+    let mut database = Database::open(settings)?;
     if let Some(server) = &database.embedded {
         tracing::info!("Embedded PostgreSQL: {}", server.url());
     }
     let embedded = database.embedded.take().map(|server| Arc::new(Mutex::new(Some(server))));
 
-    let (control, jobs) = daemon::runtimes(&settings)?;
+    let (control, jobs) = daemon::runtimes(settings)?;
     let start = Start {
-        settings: Arc::clone(&settings),
+        settings: Arc::clone(settings),
         registry,
         options: database.options.clone(),
         embedded: embedded.clone(),

@@ -7,6 +7,7 @@
 //! Kubernetes sets such for a service of our name.
 
 mod error;
+mod inspect;
 mod rules;
 mod sections;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 pub use self::error::{ConfigError, Place, Problem};
+pub use self::inspect::{Inspection, Setting};
 pub use self::sections::{
     CommandsSection, DatabaseSection, EmbeddedSection, EngineSection, HttpSection, LogFormat, LogSection,
     ScheduleSection, SourcesSection, SqlJobSection, StateSection,
@@ -84,10 +86,7 @@ impl fmt::Debug for Overrides {
 impl Config {
     /// Reads all layers, the environment being that of this process.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigError> {
-        let environment = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .collect();
-        Self::load_with(file, overrides, &environment)
+        Self::load_with(file, overrides, &environment())
     }
 
     /// Reads all layers, with an environment given by the caller.
@@ -96,14 +95,7 @@ impl Config {
         overrides: Overrides,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = Layers::default();
-        layers.add_toml(DEFAULT_TOML, |_| Place::BuiltIn);
-        if let Some(file) = file {
-            layers.add_file(file);
-        }
-        layers.add_environment(environment);
-        layers.add_overrides(overrides);
-        let mut config = layers.finish()?;
+        let mut config = Layers::read(file, overrides, environment).finish()?;
         config.file = file.map(Path::to_owned);
         Ok(config)
     }
@@ -122,12 +114,22 @@ impl Config {
     /// The folder with the allow-list of `CommandJob`: `commands.dir`, else `commands.d` beside the
     /// configuration file, else `/etc/rosterd/commands.d`.
     pub fn commands_dir(&self) -> PathBuf {
-        let beside = || self.file.as_ref().map(|file| file.with_file_name("commands.d"));
-        sections::given(&self.commands.dir)
-            .map(Path::to_owned)
-            .or_else(beside)
-            .unwrap_or_else(|| PathBuf::from("/etc/rosterd/commands.d"))
+        commands_dir(&self.commands.dir, self.file.as_deref())
     }
+}
+
+fn commands_dir(given: &Path, file: Option<&Path>) -> PathBuf {
+    let beside = || file.map(|file| file.with_file_name("commands.d"));
+    sections::given(given)
+        .map(Path::to_owned)
+        .or_else(beside)
+        .unwrap_or_else(|| PathBuf::from("/etc/rosterd/commands.d"))
+}
+
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// The layers read so far: checked values for the `config` crate to merge, and where each key was
@@ -140,6 +142,17 @@ struct Layers {
 }
 
 impl Layers {
+    fn read(file: Option<&Path>, overrides: Overrides, environment: &BTreeMap<String, String>) -> Self {
+        let mut layers = Self::default();
+        layers.add_toml(DEFAULT_TOML, |_| Place::BuiltIn);
+        if let Some(file) = file {
+            layers.add_file(file);
+        }
+        layers.add_environment(environment);
+        layers.add_overrides(overrides);
+        layers
+    }
+
     fn add_file(&mut self, file: &Path) {
         match std::fs::read_to_string(file) {
             Ok(text) => {

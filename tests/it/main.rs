@@ -9,6 +9,7 @@ mod autostart;
 mod bad_input;
 mod cancel;
 mod claiming;
+mod cli;
 mod continuous;
 mod control_plane;
 mod embedded;

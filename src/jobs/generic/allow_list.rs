@@ -116,6 +116,57 @@ impl AllowedCommand {
     }
 }
 
+/// What [`check_all`] found in the folder.
+#[derive(Debug, Default)]
+pub(crate) struct AllowList {
+    /// Entries that rows can use.
+    pub(crate) usable: u32,
+    /// Why the others cannot be used, a sentence each.
+    pub(crate) problems: Vec<String>,
+    /// Files that are no entries.
+    pub(crate) remarks: Vec<String>,
+}
+
+/// Reads every entry of the folder, for an operator who wants to know before a row does. A folder that is
+/// not there holds no commands.
+pub(crate) fn check_all(dir: &Path) -> AllowList {
+    let mut found = AllowList::default();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return found,
+        Err(error) => {
+            found.problems.push(format!("{}: {error}", dir.display()));
+            return found;
+        }
+    };
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    for file in files {
+        let shown = file.display();
+        let name =
+            file.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".toml"));
+        let Some(name) = name else {
+            found.remarks.push(format!("{shown} is not called NAME.toml and is no command"));
+            continue;
+        };
+        let checked = AllowedCommand::read(dir, name).and_then(|entry| match &entry.user {
+            Some(user) => find_user(user).map(drop).map_err(|e| format!("{shown}: `user` {user}: {e}")),
+            None => Ok(()),
+        });
+        match checked {
+            Ok(()) => found.usable += 1,
+            Err(problem) if problem.contains(&dir.display().to_string()) => found.problems.push(problem),
+            // About the name, as a row would hear it.
+            Err(problem) => {
+                found.problems.push(format!("{shown}: {}", problem.replace("Payload field `command`: ", "")));
+            }
+        }
+    }
+    // One folder that is not safe would otherwise be told once for each file in it.
+    found.problems.dedup();
+    found
+}
+
 /// Only root or the daemon's own user may have written it. A problem finishes "FILE ...".
 fn check_owner(opened: &impl AsFd, kind: FileType) -> Result<(), String> {
     let stat: Stat = rustix::fs::fstat(opened).map_err(|e| format!("cannot be looked at: {e}"))?;

@@ -8,6 +8,7 @@ mod process;
 mod sql;
 mod sql_json;
 
+pub(crate) use allow_list::check_all as check_allow_list;
 pub use command::{CommandJob, CommandPayload};
 pub use http::{HttpJob, HttpPayload};
 pub use sql::{SqlJob, SqlPayload};
