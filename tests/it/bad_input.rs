@@ -12,7 +12,7 @@ fn refused(db: &mut TestDb, table: &str, cases: &[(String, &str, &str)]) {
     for (sql, message, hint) in cases {
         let shown: String = sql.chars().take(300).collect();
         let said = db.refusal(sql);
-        let (said_message, said_hint) = said.split_once(" HINT: ").unwrap();
+        let (said_message, said_hint) = said.split_once(" HINT: ").unwrap_or((&said, ""));
         assert!(said_message.contains(message), "{shown}: {said}");
         assert!(said_hint.contains(hint), "{shown}: {said}");
         assert!(said.len() < 600, "{shown}: a sentence of {} bytes", said.len());
@@ -170,10 +170,10 @@ fn a_payload_of_1_mib_is_accepted_and_one_byte_more_is_not() {
     let config = db.config("NoopJob", "", "");
     // {"x": "..."} takes 9 bytes more than the string.
     let of = |bytes: usize| {
+        let filler = bytes - 9;
         format!(
             "insert into JobHistory (ConfigID, StatusID, Payload)
-        values ('{config}', 1, jsonb_build_object('x', repeat('a', {} - 9)))",
-            bytes
+             values ('{config}', 1, jsonb_build_object('x', repeat('a', {filler})))"
         )
     };
     refused(

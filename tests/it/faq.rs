@@ -1,5 +1,5 @@
 //! Every SQL statement of the FAQ of the system rosterd replaces, typed into psql as it stands there: only
-//! without MySQL's backticks, and with `where` and `set` of its cancel example put in order.
+//! without `MySQL`'s backticks, and with `where` and `set` of its cancel example put in order.
 
 use crate::support::{Daemon, SOON, TestDb, psql};
 use std::time::Duration;

@@ -85,7 +85,7 @@ fn columns(db: &mut TestDb) -> Vec<(String, String)> {
             "select column_name, udt_name from information_schema.columns
              where table_schema = 'vm' and table_name = 'jobhistory' and is_generated = 'NEVER'",
         )
-        .unwrap();
+        .unwrap_or_else(|e| panic!("the columns of JobHistory: {e}"));
     rows.into_iter().map(|mut row| (row.remove(0), row.remove(0))).collect()
 }
 
@@ -122,7 +122,7 @@ fn of_a_pending_row_only_four_columns_can_be_edited_and_the_stamps_are_true() {
         let update = format!("update JobHistory set {column} = {} where ID = '{id}'", some_value(&kind));
         match column.as_str() {
             "priority" | "payload" | "notbefore" | "identifier" | "updateddate" | "updatedby" => {
-                db.exec(&update)
+                db.exec(&update);
             }
             "statusid" => {}
             _ => {
@@ -147,17 +147,17 @@ fn of_a_pending_row_only_four_columns_can_be_edited_and_the_stamps_are_true() {
 fn what_only_the_engine_writes_cannot_be_forged_by_an_insert() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "", "");
-    let mut names = String::new();
-    let mut values = String::new();
     let given =
         ["id", "jobid", "configid", "organizationid", "statusid", "parentjobid", "notbefore", "origin"];
-    for (column, kind) in columns(&mut db) {
-        if !given.contains(&column.as_str()) {
-            names += &format!(", {column}");
-            values += &format!(", {}", some_value(&kind));
-        }
-    }
-    db.exec(&format!("insert into JobHistory (ConfigID, StatusID{names}) values ('{config}', 1{values})"));
+    let (names, values): (Vec<String>, Vec<&str>) = columns(&mut db)
+        .into_iter()
+        .filter(|(column, _)| !given.contains(&column.as_str()))
+        .map(|(column, kind)| (column, some_value(&kind)))
+        .unzip();
+    let (names, values) = (names.join(", "), values.join(", "));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID, {names}) values ('{config}', 1, {values})"
+    ));
     let row = db.text("select row(Attempt, CurrentIteration, Crashes, ThreadID, ClaimID, PulseDate, StartedDate, FinishedDate,
         WaitingSince, CancelDate, CancelBy, StopReason, Error, Result, Progress, ScheduleID, DueDate, UpdatedDate, UpdatedBy)::text
         from JobHistory");

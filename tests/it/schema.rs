@@ -3,8 +3,11 @@
 use crate::support::{Daemon, TestDb, own_jobs_binary, psql};
 use std::process::Command;
 
-/// Column, type, and a part of its default ("" = whatever it is), as the contract has them.
-const COLUMNS: &[(&str, &[(&str, &str, &str)])] = &[
+/// Column, type, and a part of its default ("" = whatever it is).
+type Column = (&'static str, &'static str, &'static str);
+
+/// What operators rely on, table by table, as the contract has it.
+const COLUMNS: &[(&str, &[Column])] = &[
     ("JobStatus", &[("ID", "int4", ""), ("Status", "text", "")]),
     (
         "Job",
@@ -261,4 +264,19 @@ fn every_table_and_view_says_what_it_is_for() {
         )
         .unwrap();
     assert!(silent.is_empty(), "{silent:?}");
+}
+
+#[test]
+fn what_an_insert_leaves_out_is_filled_from_its_configuration_and_job() {
+    let mut db = TestDb::new();
+    db.exec("insert into Job (Struct, Priority) values ('NoopJob', 4)");
+    let plain = db.config("NoopJob", "Payload", r#"'{"x": 1}'"#);
+    let urgent = db.config("NoopJob", "PriorityOverride", "-3");
+    for (config, wanted) in [(plain, r#"4 {"x": 1} t t"#), (urgent, "-3 {} t t")] {
+        let filled = db.text(&format!(
+            "insert into JobHistory (ConfigID, StatusID) values ('{config}', 1) returning
+               concat_ws(' ', Priority, Payload, NotBefore = CreatedDate, OrganizationID = (select ID from Organization))"
+        ));
+        assert_eq!(filled, wanted);
+    }
 }

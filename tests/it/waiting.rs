@@ -24,9 +24,8 @@ fn only_clock(db: &mut TestDb) -> Daemon {
 
 /// The one line the view has for this row.
 fn reason(db: &mut TestDb, id: &str) -> String {
-    let rows = db.rows(&format!("select Reason from JobHistoryWaiting where ID = '{id}'")).unwrap();
-    assert_eq!(rows.len(), 1, "one row for each waiting row, not {rows:?}");
-    rows[0][0].clone()
+    let reasons = db.text(&format!("select array_agg(Reason) from JobHistoryWaiting where ID = '{id}'"));
+    reasons.trim_matches(['{', '}', '"']).to_owned()
 }
 
 /// The row waits for `wanted`; then `remedy` lets it start at once, and it leaves the view.
@@ -189,6 +188,11 @@ fn a_row_waits_while_no_runner_is_alive() {
     let config = db.config("NoopJob", "", "");
     let id = db.insert(&config, "{}");
     assert_eq!(reason(&mut db, &id), "no runner alive");
+    db.exec(
+        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Pulse)
+         select gen_random_uuid(), 'dead', 1, '0', 20, 10, array_agg(ID), now() - interval '1 minute' from Job",
+    );
+    assert_eq!(reason(&mut db, &id), "no runner alive");
     let _daemon = only_hints(&db);
     db.wait_for(&format!("select StatusID from JobHistory where ID = '{id}'"), "3", AT_ONCE);
 }
@@ -288,4 +292,27 @@ fn every_waiting_row_is_in_the_view_once_and_no_other_row_is() {
     ));
     let said = psql(&db, "select Reason, count(*), count(distinct ID) from JobHistoryWaiting group by 1;");
     assert_eq!(said.out, "config inactive|4|4\n");
+}
+
+#[test]
+fn due_rows_start_in_the_order_of_priority_then_notbefore_then_id() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    for (name, priority, hours_ago) in [
+        ("fourth", 5, 1),
+        ("fifth", 5, 1),
+        ("third", 5, 2),
+        ("second", -1, 1),
+        ("first", -1, 3),
+        ("sixth", 6, 9),
+    ] {
+        db.exec(&format!(
+            "insert into JobHistory (ConfigID, StatusID, Identifier, Priority, NotBefore)
+             values ('{config}', 1, '{name}', {priority}, date_trunc('day', now()) - interval '{hours_ago} hours')"
+        ));
+    }
+    let _daemon = Daemon::start(&db);
+    db.wait_for("select count(*) from JobHistory where StatusID = 3", "6", crate::support::SOON);
+    let order = db.text("select string_agg(Identifier, ' ' order by StartedDate) from JobHistory");
+    assert_eq!(order, "first second third fourth fifth sixth");
 }
