@@ -3,6 +3,14 @@
 //! One private PostgreSQL serves them all, and each test has a database of its own on it. Run as
 //! `cargo test`; nothing has to be set up.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::float_cmp,
+    unreachable_pub,
+    reason = "helpers of tests are tests, and compare whole numbers that the database printed as text"
+)]
+
 mod attempts;
 mod autostart;
 mod claiming;

@@ -58,7 +58,7 @@ fn systemd_hears_ready_status_watchdog_and_stopping() {
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
-    let mut hear = |word: &str| -> String {
+    let hear = |word: &str| -> String {
         let until = Instant::now() + SOON;
         let mut heard = Vec::new();
         loop {
