@@ -66,6 +66,18 @@ impl Vitals {
         self.progress_at(name, Instant::now());
     }
 
+    /// A rest of the loop `name`. Settings may make it longer than a loop may be silent, so it is taken in pieces.
+    pub async fn rest(&self, name: &'static str, time: Duration) {
+        const PIECE: Duration = Duration::from_secs(10);
+        let mut left = time;
+        while left > PIECE {
+            tokio::time::sleep(PIECE).await;
+            self.progress(name);
+            left -= PIECE;
+        }
+        tokio::time::sleep(left).await;
+    }
+
     /// The loop `name` has ended as it should and is expected no more.
     pub fn retire(&self, name: &'static str) {
         self.loops().remove(name);

@@ -66,7 +66,7 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
         say(&state, sleep, &mut said);
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(sleep) => {}
+            () = state.vitals.rest("claim", sleep) => {}
             () = state.hints.wake.notified() => {}
             () = state.running.ended.notified(), if state.running.count() >= state.settings.engine.workers => {}
             _ = identity.changed() => {}

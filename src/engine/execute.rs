@@ -118,11 +118,14 @@ impl Executor {
     /// Reports a run in the place of a job that did not let itself be stopped.
     pub(crate) fn abandon(&self, run: Arc<Run>) {
         let cause = run.cause();
+        let put_back = cause == Some(StopCause::Shutdown);
         let settlement = Settlement {
             fence: run.fence,
             config: run.config,
-            verdict: if cause == Some(StopCause::Shutdown) { Verdict::PutBack } else { Verdict::Failed },
-            error: Some("the job heard neither cancel nor abort; its thread may still be busy".to_owned()),
+            verdict: if put_back { Verdict::PutBack } else { Verdict::Failed },
+            // A row that goes back on the queue has not failed.
+            error: (!put_back)
+                .then(|| "the job heard neither cancel nor abort; its thread may still be busy".to_owned()),
             result: None,
             stop_reason: stop_reason(cause, StopReason::Abandoned),
             progress: self.progress.take_one(run.fence.id),

@@ -51,7 +51,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => break,
-            () = tokio::time::sleep(wait) => {}
+            () = state.vitals.rest("heartbeat", wait) => {}
             () = state.hints.cancel.notified() => {}
             // The first job in progress: from now on cancels are polled for.
             () = state.running.first.notified() => {}

@@ -35,6 +35,9 @@ use tokio_util::sync::CancellationToken;
 /// How long the last outcomes may take to be written when the daemon stops.
 const LAST_REPORTS: Duration = Duration::from_secs(5);
 
+/// Longest wait of a loop that has nothing to do; short enough to prove that it is alive.
+const IDLE_LOOK: Duration = Duration::from_secs(10);
+
 /// The running loops.
 pub(crate) struct Engine {
     state: Arc<EngineState>,
@@ -146,7 +149,7 @@ async fn drained(state: &EngineState) {
 async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationToken) {
     loop {
         state.vitals.progress("watch");
-        let idle = Instant::now() + state.settings.engine.heartbeat();
+        let idle = Instant::now() + state.settings.engine.heartbeat().min(IDLE_LOOK);
         let at = state.running.next_push().map_or(idle, |at| at.min(idle));
         tokio::select! {
             () = stop.cancelled() => return,

@@ -44,7 +44,7 @@ pub(crate) async fn run(
         let wake_at = match (wait, starts.flush_at) {
             (Some(wait), _) => now + wait,
             (None, Some(at)) => at,
-            (None, None) => now + state.settings.engine.heartbeat(),
+            (None, None) => now + state.settings.engine.heartbeat().min(super::IDLE_LOOK),
         };
         tokio::select! {
             more = finished.recv_many(&mut batch, BATCH), if open && batch.len() < BATCH => open = more > 0,

@@ -40,7 +40,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = state.vitals.rest("rescue", wait) => {}
             () = state.orphans.notified() => next_sweep = Instant::now(),
         }
     }

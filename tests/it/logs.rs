@@ -39,7 +39,7 @@ fn a_hundred_thousand_lines_block_no_job_and_what_is_dropped_is_counted() {
     // Every line is there, or is in the count of a notice.
     db.wait_for(
         &format!(
-            r"select sum(case when Log ~ '^\d+ lines? (was|were) dropped$' then split_part(Log, ' ', 1)::int
+            r"select sum(case when Log ~ '^\d+ log lines? (was|were) dropped$' then split_part(Log, ' ', 1)::int
                               when Log like 'line %' then 1 else 0 end)
               from Logs where JobHistoryID = '{id}'"
         ),

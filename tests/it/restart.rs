@@ -27,10 +27,12 @@ fn sigterm_puts_running_rows_back_and_another_daemon_finishes_them_in_their_firs
     let began = Instant::now();
     assert_eq!(daemon.stop().code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    assert_eq!(
-        db.text("select count(*) from JobHistory where StatusID = 1 and Attempt = 0 and Error is null"),
-        "3"
-    );
+    let rows = db
+        .rows("select Struct, StatusID, Attempt, h.Error from JobHistory h join Job j on j.ID = h.JobID order by Struct")
+        .unwrap();
+    for (row, job) in rows.iter().zip(["SleepJob", "SpinJob", "StubbornJob"]) {
+        assert_eq!(*row, [job, "1", "0", ""], "{rows:?}");
+    }
     assert_eq!(db.text("select count(*) from Runner"), "0");
     assert_eq!(db.text("select coalesce(sum(Open), 0) from Claim"), "0");
     let _other = Daemon::start_with(&db, &quick(&[]));
@@ -194,14 +196,14 @@ fn a_claim_whose_answer_was_lost_is_given_back_and_runs() {
 }
 
 /// A folder the embedded server's user can enter.
-fn state_folder() -> tempfile::TempDir {
+pub(super) fn state_folder() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::Builder::new().prefix("rosterd-restart-").tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     folder
 }
 
-fn embedded_daemon(state: &std::path::Path) -> Daemon {
+pub(super) fn embedded_daemon(state: &std::path::Path) -> Daemon {
     let mut command = Command::new(own_jobs_binary());
     command.args(["run", "--listen", "off", "--state-dir"]).arg(state).env_remove("DATABASE_URL");
     command.envs(QUICK_LEASE);
@@ -215,7 +217,7 @@ fn own_server(state: &std::path::Path) -> EmbeddedPostgres {
 }
 
 /// One statement through psql on the server a daemon said it started.
-fn psql(daemon: &Daemon, sql: &str) -> String {
+pub(super) fn psql(daemon: &Daemon, sql: &str) -> String {
     let line = daemon.wait_line("Embedded PostgreSQL: postgres://");
     let url = &line[line.find("postgres://").unwrap()..];
     let said = Command::new(crate::support::server().bin_dir().join("psql"))
@@ -225,7 +227,7 @@ fn psql(daemon: &Daemon, sql: &str) -> String {
     String::from_utf8_lossy(&said.stdout).trim().to_owned()
 }
 
-fn wait_psql(daemon: &Daemon, sql: &str, wanted: &str) {
+pub(super) fn wait_psql(daemon: &Daemon, sql: &str, wanted: &str) {
     let until = Instant::now() + SOON;
     loop {
         let now = psql(daemon, sql);

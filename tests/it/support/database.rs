@@ -68,7 +68,7 @@ impl TestDb {
 
     /// Rows of one or several statements, every value as psql prints it, null as "".
     pub fn rows(&mut self, sql: &str) -> Result<Vec<Vec<String>>, sqlx::Error> {
-        let options = with_settings(self.options.clone(), "test", Speaker::Operator, Duration::from_secs(60));
+        let options = with_settings(self.options.clone(), "test", Speaker::Operator, Duration::from_mins(1));
         self.runtime.block_on(async {
             let mut db = match self.connection.take() {
                 Some(db) => db,
@@ -181,7 +181,7 @@ impl Session {
 impl TestDb {
     /// A connection of its own, with the settings of this speaker.
     pub fn session(&self, speaker: Speaker) -> Session {
-        let options = with_settings(self.options.clone(), "session", speaker, Duration::from_secs(60));
+        let options = with_settings(self.options.clone(), "session", speaker, Duration::from_mins(1));
         let runtime = runtime();
         let connection = runtime.block_on(PgConnection::connect_with(&options)).unwrap();
         Session { runtime, connection }
