@@ -403,6 +403,9 @@ mod tests {
     use super::super::MAX_LINE_BYTES;
     use super::super::job::job_span;
     use super::*;
+    use crate::postgres::connect::Limits;
+    use crate::postgres::embedded::{Durability, EmbeddedOptions, EmbeddedPostgres};
+    use crate::postgres::migrate;
 
     const ID: Uuid = Uuid::from_u128(7);
 
@@ -522,11 +525,22 @@ mod tests {
         writer.await.unwrap();
     }
 
+    /// A server of its own: the table refuses a line here, which no test from outside can bring about.
+    fn server(folder: &tempfile::TempDir) -> EmbeddedPostgres {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut options = EmbeddedOptions::new(folder.path().join("state"));
+        options.durability = Durability::ThrowAway;
+        EmbeddedPostgres::start(&options).unwrap()
+    }
+
     #[tokio::test]
-    #[ignore = "needs ROSTERD_TEST_DATABASE_URL, a database with the migrations applied"]
-    async fn lines_stand_in_the_table_in_the_order_in_which_they_were_said() {
-        let url = std::env::var("ROSTERD_TEST_DATABASE_URL").unwrap();
-        let pool = PgPoolOptions::new().connect(&url).await.unwrap();
+    async fn a_line_the_table_refuses_is_counted_and_keeps_no_other_line_out() {
+        let folder = tempfile::tempdir_in("/tmp").unwrap();
+        let server = server(&folder);
+        let limits = Limits { connect: Duration::from_secs(10), statement: Duration::from_secs(60) };
+        migrate::migrate(&server.connect_options(), limits).await.unwrap();
+        let pool = PgPoolOptions::new().connect_with(server.connect_options()).await.unwrap();
         let id = Uuid::now_v7();
         let (sink, lines) = channel(2000, LevelFilter::INFO);
         let (handle, shared) = (sink.handle(), Arc::clone(&lines.shared));
