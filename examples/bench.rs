@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const LATENCY_SAMPLES: usize = 1000;
 const DRAIN_ROWS: i64 = 100_000;
 const DRAIN_RUNS: usize = 3;
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(30);
 const SLEEPERS: i64 = 10_000;
 
 fn main() -> ExitCode {
@@ -149,10 +149,9 @@ async fn measure_on(server: &EmbeddedPostgres, folder: &Path) -> Result<()> {
     println!("single-row commits by one connection: {commit:.0}/s");
     let latency = latency(&mut db).await?;
     println!("latency done");
-    let (queries, cpu) = idle(&mut db, &daemon).await?;
-    let idle_rss = daemon.rss_mib()?;
-    println!("idle done");
     drop(daemon);
+    let (queries, cpu, idle_rss) = idle(server, folder).await?;
+    println!("idle done");
     let mut rates = Vec::new();
     for run in 1..=DRAIN_RUNS {
         let rate = drain(&mut db, server, folder).await?;
@@ -252,21 +251,21 @@ fn percentile(sorted: &[f64], percent: usize) -> f64 {
     sorted.get((sorted.len() * percent).div_ceil(100).saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// Transactions a second of the whole database and CPU of the daemon, while nothing happens.
-async fn idle(db: &mut PgConnection, daemon: &Daemon) -> Result<(f64, f64)> {
-    const COUNT: &str =
-        "select xact_commit + xact_rollback from pg_stat_database where datname = current_database()";
-    // Sessions report what they did with a delay: ours by this call, the daemon's within ten seconds.
-    sqlx::raw_sql("select pg_stat_force_next_flush()").execute(&mut *db).await?;
-    tokio::time::sleep(Duration::from_secs(12)).await;
-    let before: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut *db).await?;
+/// Transactions a second of the whole database, and the daemon's share of a core and its memory, while nothing
+/// happens. Asked from another database, so that our own questions do not count; sessions report what they did
+/// with up to ten seconds' delay, so it waits before it begins.
+async fn idle(server: &EmbeddedPostgres, folder: &Path) -> Result<(f64, f64, f64)> {
+    const COUNT: &str = "select xact_commit + xact_rollback from pg_stat_database where datname = 'rosterd'";
+    let daemon = Daemon::start(server, folder, &[])?;
+    let mut elsewhere = PgConnection::connect_with(&server.connect_options().database("postgres")).await?;
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    let before: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut elsewhere).await?;
     let (began, cpu) = (Instant::now(), daemon.cpu_seconds()?);
     tokio::time::sleep(IDLE).await;
-    let after: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut *db).await?;
+    let after: i64 = sqlx::query_scalar(COUNT).fetch_one(&mut elsewhere).await?;
     let seconds = began.elapsed().as_secs_f64();
-    // One of them is our own first look.
-    let transactions = f64::from(i32::try_from(after - before - 1)?);
-    Ok((transactions / seconds, (daemon.cpu_seconds()? - cpu) / seconds))
+    let transactions = f64::from(i32::try_from(after - before)?);
+    Ok((transactions / seconds, (daemon.cpu_seconds()? - cpu) / seconds, daemon.rss_mib()?))
 }
 
 /// Rows a second from the first start to the last end.
