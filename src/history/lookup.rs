@@ -78,3 +78,24 @@ pub async fn unheard_claims(
         .map(|row| (Fence { id: HistoryId(row.id), claim: row.claim, attempt: row.attempt }, row.configid))
         .collect())
 }
+
+/// Live rows of a schedule: pending ones by their lane, running ones by the claims of their configuration.
+pub async fn live_rows_of_schedule(
+    db: impl PgExecutor<'_>,
+    config: Uuid,
+    schedule: Uuid,
+) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select h.ID as "id!" from JobHistory h
+           where h.Ready and h.ConfigID = $1 and h.ScheduleID = $2
+           union all
+           select h.ID from Claim k
+           cross join lateral unnest(k.HistoryIDs) as i (ID)
+           join JobHistory h on h.ID = i.ID
+           where k.ConfigID = $1 and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1) and h.ScheduleID = $2"#,
+        config,
+        schedule,
+    )
+    .fetch_all(db)
+    .await
+}

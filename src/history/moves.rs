@@ -50,6 +50,50 @@ pub async fn insert(db: impl PgExecutor<'_>, row: &NewRow) -> Result<HistoryId, 
     Ok(HistoryId(id))
 }
 
+/// Insert -> pending, one row for each due date of a schedule. A due date that has its row already gets none.
+/// Returns how many rows were added.
+pub async fn insert_scheduled(
+    db: impl PgExecutor<'_>,
+    config: Uuid,
+    schedule: Uuid,
+    due_dates: &[DateTime<Utc>],
+    not_before: &[DateTime<Utc>],
+) -> Result<u64, sqlx::Error> {
+    let inserted = sqlx::query!(
+        "insert into JobHistory (ConfigID, StatusID, Origin, ScheduleID, DueDate, NotBefore)
+         select $1, 1, 'schedule', $2, d.DueDate, d.NotBefore
+         from unnest($3::timestamptz[], $4::timestamptz[]) as d (DueDate, NotBefore)
+         on conflict (ScheduleID, DueDate) where ScheduleID is not null do nothing",
+        config,
+        schedule,
+        due_dates,
+        not_before,
+    )
+    .execute(db)
+    .await?;
+    Ok(inserted.rows_affected())
+}
+
+/// Insert -> pending, one row for each of these configurations that has no live row. The caller holds the
+/// configurations locked. Returns those that got one.
+pub async fn insert_autostarted(db: impl PgExecutor<'_>, configs: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "insert into JobHistory (ConfigID, StatusID, Origin)
+         select c.ID, 1, 'autostart'
+         from unnest($1::uuid[]) as c (ID)
+         where not exists (select from JobHistory h where h.Ready and h.ConfigID = c.ID)
+           and not exists (
+             select from Claim k
+             cross join lateral unnest(k.HistoryIDs) as i (ID)
+             join JobHistory h on h.ID = i.ID
+             where k.ConfigID = c.ID and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1))
+         returning ConfigID",
+        configs,
+    )
+    .fetch_all(db)
+    .await
+}
+
 /// Looks for lanes with due rows of these jobs (`Job.ID`). One statement, and the only one of an idle tick.
 pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32]) -> Result<Tick, sqlx::Error> {
     sqlx::query_file_as!(Tick, "src/history/tick.sql", jobs).fetch_one(db).await
@@ -281,6 +325,14 @@ pub async fn cancel(db: &mut PgConnection, id: HistoryId) -> Result<Option<Statu
         .fetch_optional(&mut *db)
         .await?;
     status.map(known_status).transpose()
+}
+
+/// Live -> cancel for several rows, as an operator would by hand.
+pub async fn cancel_all(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!("update JobHistory set StatusID = -1 where ID = any($1) and StatusID in (1, 2)", ids)
+        .execute(db)
+        .await
+        .map(drop)
 }
 
 /// A fresh row from a finished one; `vm.rerun` says why, if it cannot be.

@@ -4,19 +4,28 @@
 -- stop reason, progress, jitter 0..1; $11 configurations of these runs; $12 longest back-off in seconds.
 --
 -- The next status follows from the row as it stands now (a cancel that committed first wins) and from its
--- configuration as it stands now: FOR SHARE waits for nothing, and makes an UPDATE of WaitInSeconds either
--- visible here or blind to nothing, so that it acts on a row that starts to wait at this moment.
+-- configuration as it stands now. A Continuous one is locked FOR SHARE, so that an UPDATE of WaitInSeconds is
+-- either visible here or sees the row that starts to wait at this moment. The others are only read: an operator
+-- who keeps such a configuration locked holds up no outcome.
 -- What another session holds locked is not waited for, so that no operator's transaction can deadlock with
 -- this one; the runner asks again for whatever is not returned.
 with finished as materialized (
   select *
   from unnest($2::uuid[], $3::bigint[], $4::int[], $5::int[], $6::text[], $7::jsonb[], $8::text[], $9::text[], $10::float8[])
     as f (ID, ClaimID, Attempt, Verdict, Error, Result, StopReason, Progress, Jitter)
+), continuous as materialized (
+  select c.ID, c.Continuous, c.WaitInSeconds, c.MaxAttempts, c.RetryDelaySeconds
+  from JobConfig c
+  where c.ID = any($11) and c.Continuous
+  for share skip locked
 ), config as materialized (
   select c.ID, c.Continuous, greatest(c.WaitInSeconds, 1) as WaitInSeconds, c.MaxAttempts, c.RetryDelaySeconds
-  from JobConfig c
-  where c.ID = any($11)
-  for share skip locked
+  from (
+    select * from continuous
+    union all
+    select c.ID, c.Continuous, c.WaitInSeconds, c.MaxAttempts, c.RetryDelaySeconds
+    from JobConfig c
+    where c.ID = any($11) and not c.Continuous) c
 ), owned as materialized (
   select h.ID, h.StatusID, h.ConfigID, f.Attempt, f.Verdict, f.Error, f.Result, f.StopReason, f.Progress, f.Jitter
   from finished f

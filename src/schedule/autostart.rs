@@ -1,5 +1,6 @@
 //! Active AutoStart configurations -> one row at each start of a daemon.
 
+use crate::history::moves;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -30,21 +31,7 @@ pub async fn run(db: &mut PgConnection, served: &[Uuid]) -> Result<AutoStarted, 
     .fetch_all(&mut *db)
     .await?;
     // A statement of its own, so that it sees what was committed before the lock was had.
-    let started = sqlx::query_scalar!(
-        "insert into JobHistory (ConfigID, StatusID, Origin)
-         select c.ID, 1, 'autostart'
-         from unnest($1::uuid[]) as c (ID)
-         where not exists (select from JobHistory h where h.Ready and h.ConfigID = c.ID)
-           and not exists (
-             select from Claim k
-             cross join lateral unnest(k.HistoryIDs) as i (ID)
-             join JobHistory h on h.ID = i.ID
-             where k.ConfigID = c.ID and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1))
-         returning ConfigID",
-        &configs,
-    )
-    .fetch_all(&mut *db)
-    .await?;
+    let started = moves::insert_autostarted(&mut *db, &configs).await?;
     let more = sqlx::query_scalar!(
         r#"select exists (
              select from JobConfig where AutoStart and Active and ID <> all($1) and ID <> all($2)) as "more!""#,

@@ -5,6 +5,7 @@
 //! that. Between ticks the loop sleeps until the earliest `NextRun`, at most a poll.
 
 use super::{CatchUp, MissedPlan, MissedRun, Overlap, Recurrence, Zone, jitter, missed, next_after};
+use crate::history::{lookup, moves};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
 use crate::postgres::listen::Hints;
 use crate::vitals::Vitals;
@@ -229,60 +230,29 @@ async fn fire(
     if plan.fire.is_empty() || !schedule.live {
         return Ok(Some(0));
     }
+    let mut due_dates = plan.fire.as_slice();
     match schedule.overlap.parse().unwrap_or_default() {
         Overlap::Queue => {}
         Overlap::Skip => {
-            if !live_rows(&mut *db, schedule).await?.is_empty() {
+            if !lookup::live_rows_of_schedule(&mut *db, schedule.config, schedule.id).await?.is_empty() {
                 tracing::info!(
                     "Scheduler: schedule {} skips {due}: an earlier row is still live",
                     schedule.id
                 );
                 return Ok(Some(0));
             }
+            // Of several that were missed, each would find the one before it live.
+            due_dates = &due_dates[due_dates.len() - 1..];
         }
         Overlap::CancelOld => {
-            let old = live_rows(&mut *db, schedule).await?;
-            sqlx::query!(
-                "update JobHistory set StatusID = -1 where ID = any($1) and StatusID in (1, 2)",
-                &old
-            )
-            .execute(&mut *db)
-            .await?;
+            let old = lookup::live_rows_of_schedule(&mut *db, schedule.config, schedule.id).await?;
+            moves::cancel_all(&mut *db, &old).await?;
         }
     }
     let max_jitter = u32::try_from(schedule.jitter_seconds).unwrap_or(0);
     let not_before: Vec<DateTime<Utc>> =
-        plan.fire.iter().map(|at| *at + jitter(schedule.id, *at, max_jitter)).collect();
-    let inserted = sqlx::query!(
-        "insert into JobHistory (ConfigID, StatusID, Origin, ScheduleID, DueDate, NotBefore)
-         select $1, 1, 'schedule', $2, d.DueDate, d.NotBefore
-         from unnest($3::timestamptz[], $4::timestamptz[]) as d (DueDate, NotBefore)
-         on conflict (ScheduleID, DueDate) where ScheduleID is not null do nothing",
-        schedule.config,
-        schedule.id,
-        &plan.fire,
-        &not_before,
-    )
-    .execute(&mut *db)
-    .await?;
-    Ok(Some(inserted.rows_affected()))
-}
-
-/// Live rows of this schedule: pending ones by their lane, running ones by the claims of their configuration.
-async fn live_rows(db: &mut PgConnection, schedule: &ScheduleRow) -> Result<Vec<Uuid>, sqlx::Error> {
-    sqlx::query_scalar!(
-        r#"select h.ID as "id!" from JobHistory h
-           where h.Ready and h.ConfigID = $1 and h.ScheduleID = $2
-           union all
-           select h.ID from Claim k
-           cross join lateral unnest(k.HistoryIDs) as i (ID)
-           join JobHistory h on h.ID = i.ID
-           where k.ConfigID = $1 and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1) and h.ScheduleID = $2"#,
-        schedule.config,
-        schedule.id,
-    )
-    .fetch_all(db)
-    .await
+        due_dates.iter().map(|at| *at + jitter(schedule.id, *at, max_jitter)).collect();
+    moves::insert_scheduled(db, schedule.config, schedule.id, due_dates, &not_before).await.map(Some)
 }
 
 /// Schedules whose time has come, and new ones.

@@ -33,6 +33,7 @@ async fn healthz(State(vitals): State<Arc<Vitals>>) -> (StatusCode, String) {
 }
 
 async fn readyz(State(vitals): State<Arc<Vitals>>) -> (StatusCode, String) {
-    let status = if vitals.ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let claims = vitals.ready() && vitals.database_up();
+    let status = if claims { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, format!("{}\n", vitals.status()))
 }

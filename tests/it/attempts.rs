@@ -160,3 +160,15 @@ fn progress_shows_while_the_job_runs() {
         crate::support::SOON,
     );
 }
+
+#[test]
+fn an_outcome_is_written_while_an_operator_holds_its_configuration_locked() {
+    let mut db = TestDb::new();
+    let config = db.config("SleepJob", "MaxInstances", "0");
+    let _daemon = Daemon::start(&db);
+    let id = db.insert(&config, r#"{"seconds": 0.3}"#);
+    db.wait_status(&id, 2);
+    db.exec(&format!("begin; update JobConfig set RetryDelaySeconds = 11 where ID = '{config}'"));
+    db.wait_status(&id, 3);
+    db.exec("rollback");
+}
