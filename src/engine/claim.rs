@@ -36,6 +36,8 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
         if let Some(runner) = runner {
             executor.claim_as(runner);
         }
+        // Asked before the turn: a run that ends during it must not go unheard.
+        let was_full = state.running.count() >= state.settings.engine.workers;
         let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
             (Some(runner), false) => {
                 match turn(&state, &executor, &mut link, runner, &job_ids, &mut memory).await {
@@ -68,7 +70,7 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
             () = stop.cancelled() => return,
             () = state.vitals.rest("claim", sleep) => {}
             () = state.hints.wake.notified() => {}
-            () = state.running.ended.notified(), if state.running.count() >= state.settings.engine.workers => {}
+            () = state.running.ended.notified(), if was_full => {}
             _ = identity.changed() => {}
         }
     }

@@ -130,19 +130,17 @@ impl Executor {
             stop_reason: stop_reason(cause, StopReason::Abandoned),
             progress: self.progress.take_one(run.fence.id),
         };
-        self.running.remove(&run);
-        if cause == Some(StopCause::Lost) {
-            return;
+        // Handed over before it counts as ended: a stop waits for the count, and then for what was handed over.
+        if cause != Some(StopCause::Lost) {
+            let _ = self.finished.send(FinishedJob {
+                settlement,
+                started: DateTime::<Utc>::UNIX_EPOCH,
+                began: Instant::now(),
+                limited: true,
+                run: Arc::clone(&run),
+            });
         }
-        let now = Instant::now();
-        // The receiver lives as long as the report loop; after that there is nobody to tell.
-        let _ = self.finished.send(FinishedJob {
-            settlement,
-            started: DateTime::<Utc>::UNIX_EPOCH,
-            began: now,
-            limited: true,
-            run,
-        });
+        self.running.remove(&run);
     }
 }
 
@@ -175,17 +173,18 @@ impl Reporter {
         let mut settlement = judge(&self.run, cause, end);
         cap_result(&mut settlement, self.result_max_bytes);
         settlement.progress = self.progress.take_one(self.run.fence.id);
-        self.running.remove(&self.run);
-        if cause == Some(StopCause::Lost) {
-            return; // another runner has the row now
+        // Handed over before it counts as ended: a stop waits for the count, and then for what was handed over.
+        // A lost row is another runner's now.
+        if cause != Some(StopCause::Lost) {
+            let _ = self.finished.send(FinishedJob {
+                settlement,
+                started: self.started,
+                began: self.began,
+                limited: self.limited,
+                run: Arc::clone(&self.run),
+            });
         }
-        let _ = self.finished.send(FinishedJob {
-            settlement,
-            started: self.started,
-            began: self.began,
-            limited: self.limited,
-            run: Arc::clone(&self.run),
-        });
+        self.running.remove(&self.run);
     }
 }
 
