@@ -94,12 +94,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn readyz_is_fine_once_the_daemon_claims() {
+    async fn readyz_is_fine_while_the_daemon_claims_and_its_database_answers() {
         let served = served().await;
         let answer = served.get("/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("not claiming"), "{answer}");
         served.vitals.set_ready(true);
+        served.vitals.set_database_up(true);
         assert!(served.get("/readyz").await.starts_with("HTTP/1.1 200 OK"));
+        served.vitals.set_database_up(false);
+        assert!(served.get("/readyz").await.starts_with("HTTP/1.1 503 "));
     }
 
     #[tokio::test]
