@@ -95,6 +95,7 @@ impl Home {
         };
         // A log for each demo.
         File::create(&home.log).map_err(|e| fail(&home.log, e))?;
+        begin_afresh(&home.state).map_err(|e| fail(&home.state, e))?;
         if home.inbox.exists() {
             fs::remove_dir(&home.inbox).map_err(|e| fail(&home.inbox, e))?;
         }
@@ -129,6 +130,21 @@ impl Home {
         }
         restrict(&commands).map_err(|e| fail(&commands, e))?;
         Ok(home)
+    }
+}
+
+/// A demo begins with an empty database, unless somebody is working with the one of the last demo right now.
+fn begin_afresh(state: &Path) -> std::io::Result<()> {
+    let lock = match File::open(state.join("lock")) {
+        Ok(lock) => lock,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // Whoever runs that database holds this lock.
+    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => fs::remove_dir_all(state),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

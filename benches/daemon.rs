@@ -1,4 +1,4 @@
-//! The figures of docs/BENCHMARKS.md, made by one command: `cargo run --release --example bench`.
+//! The figures of docs/BENCHMARKS.md, made by one command: `cargo bench`.
 //!
 //! A durable private PostgreSQL in a folder of its own, and a real daemon as a process beside it. Every figure
 //! is printed with what it was measured from. `--write` puts the table into docs/BENCHMARKS.md.
