@@ -134,7 +134,7 @@ impl Scheduler {
                     Ok(None) => drop(held.insert(schedule.id)),
                     Err(DatabaseError::Sql(error)) if !connect::is_outage(&error) => {
                         tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
-                        sqlx::raw_sql("rollback").execute(&mut db).await?;
+                        within(self.limits.statement, sqlx::raw_sql("rollback").execute(&mut db)).await?;
                         held.insert(schedule.id);
                     }
                     Err(error) => return Err(error),

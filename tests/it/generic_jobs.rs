@@ -285,8 +285,9 @@ async fn hammer(api: &Api, source: &SourceConfig, path: &str, runners: usize, ca
 
 #[tokio::test(flavor = "multi_thread")]
 async fn delay_holds_across_three_runners_by_the_clock_of_the_api() {
-    // The API shares this machine with all other tests, so its clock is unpunctual by some milliseconds however
-    // short the Delay is: against a long one they cannot hide a breach, and over many calls they cancel out.
+    // On a loaded machine this API has seen single gaps up to 17 ms short of a Delay of 40 ms. Whether that is the
+    // unpunctuality of a shared machine or a call that left early has not been established, so this test bounds a
+    // single gap only loosely; what it holds tightly is the sum: the calls together never come faster than Delay.
     const DELAY: Duration = Duration::from_millis(150);
     const UNPUNCTUAL: Duration = Duration::from_millis(40);
     let api = Api::start().await;
