@@ -6,14 +6,16 @@
 use super::dispatch::RunnableJob;
 use super::running::{Run, Running, StopCause, stop_reason};
 use crate::config::Config;
+use crate::history::moves::Settled;
 use crate::history::{Fence, Settlement, StopReason, Verdict};
-use crate::job::{ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
+use crate::job::{
+    ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard, storable_result,
+};
 use crate::lease::Lease;
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
-use serde_json::Value;
 use sqlx::PgPool;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -28,6 +30,8 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(crate) struct FinishedJob {
     pub(crate) settlement: Settlement,
+    /// What the row became, if the job's own transaction has settled it: then there is nothing to write.
+    pub(crate) settled: Option<Settled>,
     /// When it was claimed, by the database's clock.
     pub(crate) started: DateTime<Utc>,
     /// When its job began, for the log.
@@ -113,6 +117,7 @@ impl Executor {
         let span = job_span("", "", fence.id.0);
         let _ = self.finished.send(FinishedJob {
             settlement,
+            settled: None,
             started: DateTime::<Utc>::UNIX_EPOCH,
             began: Instant::now(),
             limited: true,
@@ -139,6 +144,7 @@ impl Executor {
         if cause != Some(StopCause::Lost) {
             let _ = self.finished.send(FinishedJob {
                 settlement,
+                settled: None,
                 started: DateTime::<Utc>::UNIX_EPOCH,
                 began: Instant::now(),
                 limited: true,
@@ -174,15 +180,23 @@ impl Reporter {
         if !self.run.settle_right() {
             return; // abandoned: its row has ended without it
         }
-        let cause = self.run.cause();
+        let settled = match &end {
+            Some(Ok(Ok(outcome))) => outcome.settled.filter(|(fence, _)| *fence == self.run.fence),
+            _ => None,
+        };
+        let settled = settled.map(|(_, settled)| settled);
+        // A row that is settled has ended well, whatever the run was told meanwhile.
+        let cause = self.run.cause().filter(|_| settled.is_none());
         let mut settlement = judge(&self.run, cause, end);
-        cap_result(&mut settlement, self.result_max_bytes);
+        settlement.result =
+            settlement.result.and_then(|result| storable_result(result, self.result_max_bytes));
         settlement.progress = self.progress.take_one(self.run.fence.id);
         // Handed over before it counts as ended: a stop waits for the count, and then for what was handed over.
         // A lost row is another runner's now.
         if cause != Some(StopCause::Lost) {
             let _ = self.finished.send(FinishedJob {
                 settlement,
+                settled,
                 started: self.started,
                 began: self.began,
                 limited: self.limited,
@@ -276,36 +290,4 @@ fn storable(text: &str) -> String {
         kept.push_str(" ... (cut)");
     }
     kept
-}
-
-/// A result too large for the row is replaced by an object that says so; NUL cannot be stored in a jsonb.
-fn cap_result(settlement: &mut Settlement, max_bytes: usize) {
-    let Some(result) = &settlement.result else { return };
-    if is_deeper_than(result, MAX_DEPTH) {
-        let reason = format!("nested more than {MAX_DEPTH} levels deep");
-        settlement.result = Some(serde_json::json!({ "truncated": true, "reason": reason }));
-        return;
-    }
-    let printed = result.to_string();
-    if printed.len() > max_bytes {
-        settlement.result = Some(serde_json::json!({
-            "truncated": true,
-            "bytes": printed.len(),
-            "reason": format!("larger than engine.result_max_bytes ({max_bytes})"),
-        }));
-    } else if printed.contains("\\u0000") {
-        settlement.result = serde_json::from_str(&printed.replace("\\u0000", "\\ufffd")).ok();
-    }
-}
-
-/// Levels of lists and objects in a result, as in a payload. PostgreSQL refuses a jsonb of some thousands.
-const MAX_DEPTH: usize = 100;
-
-fn is_deeper_than(value: &Value, levels: usize) -> bool {
-    let below = |inner: &Value| levels == 0 || is_deeper_than(inner, levels - 1);
-    match value {
-        Value::Array(items) => items.iter().any(below),
-        Value::Object(fields) => fields.values().any(below),
-        _ => false,
-    }
 }

@@ -79,6 +79,14 @@ async fn write(
     starts: &mut LastStarts,
     closing: bool,
 ) -> Result<bool, DatabaseError> {
+    // Their own transactions have written these.
+    for job in batch.extract_if(.., |job| job.settled.is_some()) {
+        if let Some(row) = job.settled
+            && account(state, starts, &job, &row)
+        {
+            state.hints.wake.notify_one();
+        }
+    }
     while let Some(runner) = batch.first().map(|job| job.run.runner) {
         // One statement a claimant: after a re-registration two may be in a batch.
         let settlements: Vec<Settlement> =
@@ -101,18 +109,7 @@ async fn write(
         let mut wake = false;
         for job in std::mem::take(batch) {
             match by_id.get(&job.settlement.fence.id) {
-                Some(row) => {
-                    wake |= job.limited || row.status == Status::Pending;
-                    starts.note(&job, row);
-                    log(&job, row);
-                    state.vitals.finished(match row.status {
-                        Status::Completed => "completed",
-                        Status::Canceled => "canceled",
-                        Status::Pending if job.settlement.error.is_none() => "completed",
-                        Status::Pending => "retried",
-                        Status::Error | Status::Cancel | Status::InProgress => "error",
-                    });
-                }
+                Some(row) => wake |= account(state, starts, &job, row),
                 None => left.push(job),
             }
         }
@@ -134,6 +131,20 @@ async fn write(
         starts.write(state, link.get().await?).await?;
     }
     Ok(batch.is_empty())
+}
+
+/// Tells everybody who keeps count. Returns whether something may start now that could not before.
+fn account(state: &EngineState, starts: &mut LastStarts, job: &FinishedJob, row: &moves::Settled) -> bool {
+    starts.note(job, row);
+    log(job, row);
+    state.vitals.finished(match row.status {
+        Status::Completed => "completed",
+        Status::Canceled => "canceled",
+        Status::Pending if job.settlement.error.is_none() => "completed",
+        Status::Pending => "retried",
+        Status::Error | Status::Cancel | Status::InProgress => "error",
+    });
+    job.limited || row.status == Status::Pending
 }
 
 /// Whether the database refused what was to be written, so that trying the same again cannot help: data it cannot

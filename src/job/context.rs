@@ -134,6 +134,13 @@ impl JobContext {
         Effect::begin(&self.parts, step).await
     }
 
+    /// Commits a transaction of this job's ([`Database::begin`]) together with the completion of its row: exactly
+    /// once, whatever dies when. What it returns is what the job returns. The other way round: if the row was
+    /// cancelled, or is another run's by now, nothing is committed and the error says so.
+    pub async fn complete(&self, transaction: Transaction, outcome: Outcome) -> Result<Outcome, JobError> {
+        complete::complete(&self.parts, transaction, outcome).await
+    }
+
     /// Says how far it is, for `JobHistory.Progress`; the newest word is written about once a second.
     pub fn progress(&self, text: impl Into<String>) {
         self.parts.progress.set(self.parts.row.id, text.into());

@@ -3,6 +3,9 @@
 //! The same command line, the same daemon: `cargo run --example own_jobs -- run`. The project's tests run it
 //! too, because its jobs misbehave in every way a job can.
 
+mod effects;
+
+use effects::{ActJob, LedgerJob, StepJob};
 use rosterd::job::{Child, Job, JobContext, JobError, NoPayload, Outcome};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -21,7 +24,10 @@ fn main() -> ExitCode {
             .register(PanicJob)
             .register(ParentJob)
             .register(TalkJob)
-            .register(AnswerJob),
+            .register(AnswerJob)
+            .register(ActJob)
+            .register(StepJob)
+            .register(LedgerJob),
     )
 }
 
