@@ -10,10 +10,10 @@ use crate::history::{Fence, Settlement, StopReason, Verdict};
 use crate::job::{ContextParts, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
+use crate::postgres::database::Database;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use serde_json::Value;
-use sqlx::PgPool;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -40,7 +40,7 @@ pub(crate) struct FinishedJob {
 #[derive(Clone)]
 pub(crate) struct Executor {
     pub(crate) settings: Arc<Config>,
-    pub(crate) pool: PgPool,
+    pub(crate) database: Database,
     pub(crate) limiter: SourceLimiter,
     pub(crate) progress: Arc<ProgressBoard>,
     pub(crate) running: Arc<Running>,
@@ -52,7 +52,7 @@ impl Executor {
     /// Calls of the runs it starts count for this runner from now on.
     pub(crate) fn claim_as(&mut self, runner: Uuid) {
         if self.limiter.runner() != runner {
-            self.limiter = SourceLimiter::new(self.pool.clone(), runner);
+            self.limiter = SourceLimiter::new(self.database.clone(), runner);
         }
     }
 
@@ -76,7 +76,7 @@ impl Executor {
             runner: run.runner,
             config,
             settings: Arc::clone(&self.settings),
-            pool: self.pool.clone(),
+            database: self.database.clone(),
             limiter: self.limiter.clone(),
             cancel: run.cancel.clone(),
             progress: Arc::clone(&self.progress),

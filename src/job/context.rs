@@ -5,9 +5,9 @@ use crate::config_rows::{JobConfig, SourceConfig};
 use crate::history::{HistoryId, NewRow, moves};
 use crate::job::JobError;
 use crate::limits::SourceLimiter;
+use crate::postgres::database::Database;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::PgPool;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,7 +42,7 @@ pub(crate) struct ContextParts {
     pub(crate) runner: Uuid,
     pub(crate) config: Arc<JobConfig>,
     pub(crate) settings: Arc<Config>,
-    pub(crate) pool: PgPool,
+    pub(crate) database: Database,
     pub(crate) limiter: SourceLimiter,
     pub(crate) cancel: CancellationToken,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -96,9 +96,10 @@ impl JobContext {
         self.parts.runner
     }
 
-    /// rosterd's own database: a pool shared by all jobs, apart from the engine's own connections.
-    pub fn database(&self) -> &PgPool {
-        &self.parts.pool
+    /// rosterd's own database: connections shared by all jobs, apart from the engine's own. While it is away a call
+    /// waits; return the error of one that it went away under, and this attempt is not counted.
+    pub fn database(&self) -> &Database {
+        &self.parts.database
     }
 
     /// The token of this run: cancelled when an operator sets `StatusID = -1`, when time runs out, and when
@@ -153,7 +154,7 @@ impl JobContext {
             identifier: child.identifier,
             parent: Some(self.parts.row.id),
         };
-        Ok(moves::insert(&self.parts.pool, &row).await?)
+        Ok(moves::insert(&self.parts.database, &row).await?)
     }
 }
 

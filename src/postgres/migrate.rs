@@ -57,7 +57,7 @@ impl SchemaError {
     /// Whether waiting may help.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Standby | Self::Database(DatabaseError::Deadline(_)) => true,
+            Self::Standby | Self::Database(DatabaseError::Deadline(_) | DatabaseError::Cut) => true,
             Self::Database(DatabaseError::Sql(e)) | Self::Migration(MigrateError::Execute(e)) => {
                 connect::is_outage(e)
             }
@@ -90,7 +90,7 @@ pub async fn migrate(options: &PgConnectOptions, limits: Limits) -> Result<Migra
         options,
         "migrate",
         Speaker::Operator,
-        Limits { connect: limits.connect, statement: Duration::ZERO },
+        Limits { statement: Duration::ZERO, ..limits },
     )
     .await?;
     check_server(&mut db).await?;

@@ -1,6 +1,8 @@
 //! Talking to PostgreSQL: connecting with deadlines, migrating, listening, and the private server.
 
 pub mod connect;
+pub mod database;
 pub mod embedded;
+pub mod lifeline;
 pub mod listen;
 pub mod migrate;
