@@ -4,7 +4,9 @@ use crate::config::Config;
 use crate::engine::{Engine, state};
 use crate::log::{LogLines, write_logs};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
+use crate::postgres::database::Database;
 use crate::postgres::embedded::EmbeddedPostgres;
+use crate::postgres::lifeline::Lifeline;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
@@ -73,10 +75,7 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
     let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
     let vitals = Arc::new(Vitals::new());
-    let limits = Limits {
-        connect: settings.database.connect_timeout(),
-        statement: settings.database.statement_timeout(),
-    };
+    let limits = settings.database.limits();
 
     // These tell others how we are until the very end.
     let web_stop = CancellationToken::new();
@@ -92,10 +91,12 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     let Some(jobs) = prepare(&options, limits, &registry, &vitals, &signals.stop).await? else {
         return Ok(()); // told to stop before the database was there
     };
-    let pool = connect::pool(&options, "jobs", settings.database.max_connections, limits);
-    let log_pool = connect::pool(&options, "logs", 1, limits);
+    let lifeline = Arc::new(Lifeline::default());
+    let open =
+        |name, connections| Database::following(Arc::clone(&lifeline), &options, name, connections, limits);
+    let (database, log_database) = (open("jobs", settings.database.max_connections), open("logs", 1));
     let logs_stop = CancellationToken::new();
-    let logs = tokio::spawn(write_logs(log_lines, log_pool, logs_stop.clone()));
+    let logs = tokio::spawn(write_logs(log_lines, log_database, logs_stop.clone()));
 
     let state = Arc::new(state::EngineState::new(state::Parts {
         settings: Arc::clone(&settings),
@@ -114,7 +115,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), pool);
+    let engine = Engine::start(Arc::clone(&state), database);
     let autostart =
         tokio::spawn(autostart_configs(options.clone(), limits, state.hints.clone(), signals.stop.clone()));
     let schedule_stop = CancellationToken::new();

@@ -17,13 +17,13 @@ fn note(file: &Path, line: String) -> Result<(), JobError> {
 /// How long a job acts, and where it writes that down.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Acting {
+pub(crate) struct Acting {
     file: PathBuf,
     seconds: f64,
 }
 
 /// Acts every few milliseconds behind the gate, deaf to every cancel.
-pub struct ActJob;
+pub(crate) struct ActJob;
 
 impl Job for ActJob {
     const STRUCT: &'static str = "ActJob";
@@ -45,7 +45,7 @@ impl Job for ActJob {
 /// What happens between a step and the word that it is done.
 #[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq)]
 #[serde(rename_all = "snake_case")]
-pub enum Mishap {
+pub(crate) enum Mishap {
     /// Nothing.
     None,
     /// The attempt fails after the word, once.
@@ -57,13 +57,13 @@ pub enum Mishap {
 /// One step, and what happens in it.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Step {
+pub(crate) struct Step {
     file: PathBuf,
     mishap: Mishap,
 }
 
 /// Does one step that must not be repeated unawares.
-pub struct StepJob;
+pub(crate) struct StepJob;
 
 impl Job for StepJob {
     const STRUCT: &'static str = "StepJob";
@@ -99,12 +99,12 @@ impl Job for StepJob {
 /// What is entered, and how long it waits before it completes.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub(crate) struct Entry {
     seconds: f64,
 }
 
 /// Writes into a table `Ledger` (ID uuid) of the test's, in one transaction with its own completion.
-pub struct LedgerJob;
+pub(crate) struct LedgerJob;
 
 impl Job for LedgerJob {
     const STRUCT: &'static str = "LedgerJob";

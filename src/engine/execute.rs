@@ -14,9 +14,9 @@ use crate::job::{
 use crate::lease::Lease;
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
+use crate::postgres::database::Database;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
-use sqlx::PgPool;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ pub(crate) struct FinishedJob {
 #[derive(Clone)]
 pub(crate) struct Executor {
     pub(crate) settings: Arc<Config>,
-    pub(crate) pool: PgPool,
+    pub(crate) database: Database,
     pub(crate) limiter: SourceLimiter,
     pub(crate) lease: Arc<Lease>,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -58,7 +58,7 @@ impl Executor {
     /// Calls of the runs it starts count for this runner from now on.
     pub(crate) fn claim_as(&mut self, runner: Uuid) {
         if self.limiter.runner() != runner {
-            self.limiter = SourceLimiter::new(self.pool.clone(), runner);
+            self.limiter = SourceLimiter::new(self.database.clone(), runner);
         }
     }
 
@@ -84,7 +84,7 @@ impl Executor {
             runner: run.runner,
             config,
             settings: Arc::clone(&self.settings),
-            pool: self.pool.clone(),
+            database: self.database.clone(),
             limiter: self.limiter.behind(gate.clone()),
             gate,
             cancel: run.cancel.clone(),
