@@ -239,7 +239,7 @@ fn a_cancel_that_commits_before_the_completion_leaves_no_entry() {
     let config = db.config("LedgerJob", "", "");
     let _daemon = Daemon::start(&db); // its grace is ten seconds: the job completes before it is aborted
     let id = db.insert(&config, r#"{"seconds": 0.5}"#);
-    db.wait_for(&format!("select Progress from JobHistory where ID = '{id}'"), "entered", SOON);
+    db.wait_status(&id, 2);
     db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
     db.wait_status(&id, 5);
     assert_eq!(db.text("select count(*) from Ledger"), "0");
