@@ -8,7 +8,7 @@ use super::link::Link;
 use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,10 +29,16 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         // While drained it looks every time, so that it claims again as soon as it may.
         let beat_is_due = state.draining.load(Ordering::Acquire)
             || last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
-        let wait = match turn(&state, &mut link, &mut watch, beat_is_due).await {
+        let turned = tokio::select! {
+            turned = turn(&state, &mut link, &mut watch, beat_is_due) => turned,
+            () = stop.cancelled() => {
+                link.close();
+                break;
+            }
+        };
+        let wait = match turned {
             Ok(()) => {
                 backoff.reset();
-                state.database_fine();
                 if beat_is_due {
                     last_beat = Some(boottime());
                 }
@@ -44,8 +50,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
                 }
             }
             Err(error) => {
-                state.database_trouble("heartbeat", &error);
-                link.close();
+                state.database_trouble("heartbeat", &error, &mut link);
                 backoff.next_wait()
             }
         };
@@ -58,13 +63,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         }
     }
     let identity = *state.identity.borrow();
-    if let Some(id) = identity
-        && let Ok(db) = link.get().await
-    {
+    if let Some(id) = identity {
+        let leave = async {
+            let db = link.get().await?;
+            state.promptly(sqlx::query!("delete from Runner where ID = $1", id).execute(db)).await
+        };
         // If this fails the others remove the row after a lease.
-        let _ =
-            within(state.limits.connect, sqlx::query!("delete from Runner where ID = $1", id).execute(db))
-                .await;
+        let _ = tokio::time::timeout(state.limits.answer, leave).await;
     }
 }
 
@@ -81,7 +86,7 @@ async fn turn(
         return register(state, db).await;
     }
     if state.running.count() > 0 {
-        let cancels = within(state.limits.statement, lookup::cancel_requests(&mut *db, id)).await?;
+        let cancels = state.promptly(lookup::cancel_requests(&mut *db, id)).await?;
         let gone: Vec<Uuid> = cancels
             .into_iter()
             .filter(|history| !state.running.stop(*history, StopCause::Cancel))
@@ -106,7 +111,7 @@ async fn forget_answered(
          where r.HistoryID = any($1) and h.ID = r.HistoryID and h.StatusID <> -1",
         ids,
     );
-    within(state.limits.statement, forget.execute(db)).await?;
+    state.within(forget.execute(db)).await?;
     Ok(())
 }
 
@@ -126,7 +131,7 @@ async fn register(state: &EngineState, db: &mut PgConnection) -> Result<(), Data
         count(state.running.count()),
         count(state.tasks()),
     );
-    within(state.limits.statement, insert.execute(db)).await?;
+    state.within(insert.execute(db)).await?;
     state.draining.store(false, Ordering::Release);
     state.identity.send_replace(Some(id));
     // Whoever died before may have left rows.
@@ -159,7 +164,7 @@ async fn beat(
         count(state.tasks()),
         state.stopping.load(Ordering::Acquire),
     );
-    let answer = within(state.limits.statement, beat.fetch_one(&mut *db)).await?;
+    let answer = state.promptly(beat.fetch_one(&mut *db)).await?;
     let Some(draining) = answer.draining else {
         tracing::warn!("Job Runner: the lease of {id} was lost; its runs are stopped and it registers anew");
         state.identity.send_replace(None);
@@ -176,7 +181,7 @@ async fn beat(
     if gap_is_over {
         for (other, seq) in watch.silent(answer.others.into_iter().zip(answer.seqs)) {
             let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
-            if within(state.limits.statement, reap.execute(&mut *db)).await?.rows_affected() > 0 {
+            if state.within(reap.execute(&mut *db)).await?.rows_affected() > 0 {
                 tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
                 state.orphans.notify_one();
             }

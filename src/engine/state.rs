@@ -1,14 +1,17 @@
 //! What the loops of one daemon share.
 
+use super::link::Link;
 use super::running::Running;
 use crate::config::Config;
 use crate::job::ProgressBoard;
-use crate::postgres::connect::{DatabaseError, Limits};
+use crate::postgres::connect::{self, DatabaseError, Limits};
+use crate::postgres::lifeline::Lifeline;
 use crate::postgres::listen::Hints;
 use crate::registry::AnyJob;
 use crate::vitals::Vitals;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::runtime::Handle;
@@ -20,6 +23,7 @@ pub(crate) struct EngineState {
     pub(crate) settings: Arc<Config>,
     pub(crate) options: PgConnectOptions,
     pub(crate) limits: Limits,
+    pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) hints: Hints,
     pub(crate) running: Arc<Running>,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -45,6 +49,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Arc<Config>,
     pub(crate) options: PgConnectOptions,
     pub(crate) limits: Limits,
+    pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
     pub(crate) control: Handle,
@@ -58,6 +63,7 @@ impl EngineState {
             settings: parts.settings,
             options: parts.options,
             limits: parts.limits,
+            lifeline: parts.lifeline,
             hints: Hints::default(),
             running: Arc::new(Running::new(grace)),
             progress: Arc::default(),
@@ -78,8 +84,35 @@ impl EngineState {
         self.control.metrics().num_alive_tasks() + self.jobs_runtime.metrics().num_alive_tasks()
     }
 
-    /// Says once, at the first failing call, that the database is away; the calls go on trying.
-    pub(crate) fn database_trouble(&self, who: &str, error: &DatabaseError) {
+    /// A statement of a loop, with its deadline.
+    pub(crate) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, DatabaseError> {
+        self.lifeline.within(self.limits.deadline(), call).await
+    }
+
+    /// One so small that it is answered at once, unless the link is dead. Its answer proves that the database is there.
+    pub(crate) async fn promptly<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, DatabaseError> {
+        let answer = self.lifeline.promptly(self.limits.answer, call).await?;
+        self.database_fine();
+        Ok(answer)
+    }
+
+    /// After a call of a loop failed: it is tried again. Says once, at the first failing call, that the database is
+    /// away. The loop's connection is closed, unless all is well but that somebody holds locked what it wanted.
+    pub(crate) fn database_trouble(&self, who: &str, error: &DatabaseError, link: &mut Link) {
+        if connect::is_locked(error) {
+            tracing::debug!("Job Runner: {who}: {error}");
+            return;
+        }
+        link.close();
+        if error.is_outage() {
+            self.lifeline.set_up(false);
+        }
         if self.database_up.swap(false, Ordering::AcqRel) {
             tracing::warn!(
                 "Job Runner: the database is away, jobs go on and calls are tried again ({who}: {error})"
@@ -94,7 +127,11 @@ impl EngineState {
     pub(crate) fn database_fine(&self) {
         if !self.database_up.load(Ordering::Acquire) && !self.database_up.swap(true, Ordering::AcqRel) {
             tracing::info!("Job Runner: the database is back");
+            // The other loops need not sit out their back-off.
+            self.hints.all();
+            self.orphans.notify_one();
         }
+        self.lifeline.set_up(true);
         self.vitals.set_database_up(true);
     }
 }
