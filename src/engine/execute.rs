@@ -240,6 +240,7 @@ fn judge(run: &Run, cause: Option<StopCause>, end: Option<End>) -> Settlement {
         Some(Ok(Err(error))) => {
             settlement.verdict = match error.kind() {
                 ErrorKind::Fatal => Verdict::FailedForGood,
+                ErrorKind::DatabaseAway => Verdict::Interrupted,
                 ErrorKind::Retry | ErrorKind::Stopped => Verdict::Failed,
             };
             settlement.error = Some(storable(&error.to_string()));

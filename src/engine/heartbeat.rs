@@ -9,7 +9,7 @@ use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
 use crate::lease::boottime;
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,10 +30,16 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         state.vitals.set_running(state.running.count());
         // While drained it looks every time, so that it claims again as soon as it may.
         let beat_is_due = state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
-        let wait = match turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due).await {
+        let turned = tokio::select! {
+            turned = turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due) => turned,
+            () = stop.cancelled() => {
+                link.close();
+                break;
+            }
+        };
+        let wait = match turned {
             Ok(()) => {
                 backoff.reset();
-                state.database_fine();
                 let engine = &state.settings.engine;
                 if beat_is_due {
                     next_beat = watch.next_round(boottime() + engine.heartbeat());
@@ -46,8 +52,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
                 }
             }
             Err(error) => {
-                state.database_trouble("heartbeat", &error);
-                link.close();
+                state.database_trouble("heartbeat", &error, &mut link);
                 // The next turn shall renew the lease, whatever this one was for.
                 next_beat = Duration::ZERO;
                 backoff.next_wait()
@@ -61,13 +66,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = state.running.first.notified() => {}
         }
     }
-    if let Some(id) = state.lease.runner()
-        && let Ok(db) = link.get().await
-    {
+    if let Some(id) = state.lease.runner() {
+        let leave = async {
+            let db = link.get().await?;
+            state.promptly(sqlx::query!("delete from Runner where ID = $1", id).execute(db)).await
+        };
         // If this fails the others remove the row after a lease.
-        let _ =
-            within(state.limits.connect, sqlx::query!("delete from Runner where ID = $1", id).execute(db))
-                .await;
+        let _ = tokio::time::timeout(state.limits.answer, leave).await;
     }
 }
 
@@ -95,7 +100,7 @@ async fn turn(
         return register(state, db, pulse).await;
     }
     if state.running.count() > 0 {
-        let cancels = within(state.limits.statement, lookup::cancel_requests(&mut *db, id)).await?;
+        let cancels = state.promptly(lookup::cancel_requests(&mut *db, id)).await?;
         let gone: Vec<Uuid> = cancels
             .into_iter()
             .filter(|history| !state.running.stop(*history, StopCause::Cancel))
@@ -120,7 +125,7 @@ async fn forget_answered(
          where r.HistoryID = any($1) and h.ID = r.HistoryID and h.StatusID <> -1",
         ids,
     );
-    within(state.limits.statement, forget.execute(db)).await?;
+    state.within(forget.execute(db)).await?;
     Ok(())
 }
 
@@ -147,7 +152,7 @@ async fn register(
         count(state.tasks()),
         state.left_behind(),
     );
-    within(state.limits.statement, insert.execute(db)).await?;
+    state.within(insert.execute(db)).await?;
     state.forget_left_behind();
     *pulse = Pulse::default();
     state.draining.store(false, Ordering::Release);
@@ -188,7 +193,7 @@ async fn beat(
         pulse.seq + pulse.unheard,
     );
     pulse.unheard += 1;
-    let answer = within(state.limits.statement, beat.fetch_one(&mut *db)).await?;
+    let answer = state.promptly(beat.fetch_one(&mut *db)).await?;
     let (Some(seq), Some(draining)) = (answer.seq, answer.draining) else {
         tracing::warn!("Job Runner: the lease of {id} was lost; its runs are stopped and it registers anew");
         state.lose_lease();
@@ -208,7 +213,7 @@ async fn beat(
     for Seen { id: other, seq, .. } in watch.silent(others) {
         // The row may have pulsed since we looked, or be gone.
         let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
-        if within(state.limits.statement, reap.execute(&mut *db)).await?.rows_affected() > 0 {
+        if state.within(reap.execute(&mut *db)).await?.rows_affected() > 0 {
             tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
             state.orphans.notify_one();
         }

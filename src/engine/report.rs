@@ -7,7 +7,7 @@ use super::execute::FinishedJob;
 use super::link::Link;
 use super::state::EngineState;
 use crate::history::{Fence, HistoryId, Settlement, Status, Verdict, lookup, moves};
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use std::collections::HashMap;
@@ -63,8 +63,7 @@ pub(crate) async fn run(
                 if all { None } else { Some(LOCKED_RETRY) }
             }
             Err(error) => {
-                state.database_trouble("report", &error);
-                link.close();
+                state.database_trouble("report", &error, &mut link);
                 Some(backoff.next_wait())
             }
         };
@@ -93,15 +92,12 @@ async fn write(
             batch.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.clone()).collect();
         let db = link.get().await?;
         let retry_max = state.settings.engine.retry_max_seconds;
-        let settled =
-            match within(state.limits.statement, moves::settle(&mut *db, runner, &settlements, retry_max))
-                .await
-            {
-                Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
-                    settle_one_by_one(state, db, runner, &settlements).await?
-                }
-                settled => settled?,
-            };
+        let settled = match state.within(moves::settle(&mut *db, runner, &settlements, retry_max)).await {
+            Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
+                settle_one_by_one(state, db, runner, &settlements).await?
+            }
+            settled => settled?,
+        };
         state.database_fine();
         let by_id: HashMap<HistoryId, moves::Settled> =
             settled.into_iter().map(|row| (row.id, row)).collect();
@@ -165,7 +161,7 @@ async fn settle_one_by_one(
     let mut settled = Vec::new();
     for one in settlements {
         let one = std::slice::from_ref(one);
-        let outcome = within(state.limits.statement, moves::settle(&mut *db, runner, one, retry_max)).await;
+        let outcome = state.within(moves::settle(&mut *db, runner, one, retry_max)).await;
         settled.extend(match outcome {
             Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
                 tracing::error!("Job Runner: the outcome of {} cannot be stored: {error}", one[0].fence.id);
@@ -181,7 +177,7 @@ async fn settle_one_by_one(
                     ..one[0].clone()
                 };
                 let plain = std::slice::from_ref(&plain);
-                within(state.limits.statement, moves::settle(&mut *db, runner, plain, retry_max)).await?
+                state.within(moves::settle(&mut *db, runner, plain, retry_max)).await?
             }
             outcome => outcome?,
         });
@@ -198,12 +194,12 @@ async fn drop_lost(
     missing: &[Fence],
     left: &mut Vec<FinishedJob>,
 ) -> Result<(), DatabaseError> {
-    let owned = within(state.limits.statement, lookup::still_owned(&mut *db, runner, missing)).await?;
+    let owned = state.within(lookup::still_owned(&mut *db, runner, missing)).await?;
     for fence in missing.iter().filter(|fence| !owned.contains(&fence.id)) {
         let Some(at) = left.iter().position(|job| job.settlement.fence == *fence) else { continue };
         let job = left.swap_remove(at);
         // Our own statement may have been carried out although its answer was lost.
-        let ours = within(state.limits.statement, lookup::settled_by(&mut *db, runner, *fence)).await?;
+        let ours = state.within(lookup::settled_by(&mut *db, runner, *fence)).await?;
         job.run.span.in_scope(|| {
             if let Some(status) = ours {
                 tracing::debug!("Job ended as {status} before the connection was lost");
@@ -226,6 +222,9 @@ fn log(job: &FinishedJob, row: &moves::Settled) {
             tracing::info!("Job cancelled ({reason})");
         }
         Status::Pending => match (error, job.settlement.verdict) {
+            (Some(error), Verdict::Interrupted) if row.due_seconds <= 2.0 => {
+                tracing::warn!("Attempt interrupted and not counted: {error}");
+            }
             (_, Verdict::PutBack) => tracing::info!("Job put back on the queue, because the runner stops"),
             (Some(error), _) if row.waits => {
                 tracing::warn!("Iteration failed: {error}; Sleeping for {:.0} seconds", row.due_seconds);
@@ -270,10 +269,10 @@ impl LastStarts {
     async fn write(&mut self, state: &EngineState, db: &mut PgConnection) -> Result<(), DatabaseError> {
         let (ids, starts): (Vec<Uuid>, Vec<DateTime<Utc>>) =
             self.newest.iter().map(|(id, at)| (*id, *at)).unzip();
-        let written = within(
-            state.limits.statement,
-            sqlx::query_scalar!(
-                r#"with free as materialized (
+        let written = state
+            .within(
+                sqlx::query_scalar!(
+                    r#"with free as materialized (
                      select c.ID, n.Started
                      from unnest($1::uuid[], $2::timestamptz[]) as n (ID, Started)
                      join JobConfig c on c.ID = n.ID
@@ -282,12 +281,12 @@ impl LastStarts {
                      update JobConfig c set LastJobStart = greatest(c.LastJobStart, f.Started)
                      from free f where c.ID = f.ID)
                    select f.ID as "id!" from free f"#,
-                &ids,
-                &starts,
+                    &ids,
+                    &starts,
+                )
+                .fetch_all(&mut *db),
             )
-            .fetch_all(&mut *db),
-        )
-        .await?;
+            .await?;
         for id in written {
             self.newest.remove(&id);
         }
