@@ -111,7 +111,7 @@ async fn forget_answered(
 }
 
 async fn register(state: &EngineState, db: &mut PgConnection) -> Result<(), DatabaseError> {
-    let id = Uuid::new_v4();
+    let id = state.next_identity();
     let jobs: Vec<i32> = state.jobs.keys().copied().collect();
     let insert = sqlx::query!(
         "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Running, Tasks)

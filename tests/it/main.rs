@@ -19,6 +19,7 @@ mod generic_jobs;
 mod guard;
 mod logs;
 mod plans;
+mod poison;
 mod restart;
 mod schedule_oracle;
 mod schedule_properties;
