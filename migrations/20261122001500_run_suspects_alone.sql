@@ -9,6 +9,9 @@
 alter table vm.Runner add column AloneID uuid;
 comment on column vm.Runner.AloneID is
   'Set for a process that another daemon started for this one JobHistory row, because runners died under it';
+-- So small that reading the table would do, were it not that the engine's sessions plan without sequential scans: one
+-- of them in a plan costs so much that the planner no longer cares how the rest of it is done.
+create index runner_alone on vm.Runner (AloneID) where AloneID is not null;
 
 -- Few rows at any time. It holds back no heap-only update: a row that finishes does not change Crashes, and one that
 -- is rescued becomes Ready, which moves it anyway.

@@ -29,6 +29,7 @@ pub(crate) async fn run(
 ) -> Result<(), DaemonError> {
     let Start { settings, registry, options, log_lines, log_handle, .. } = start;
     stop_with_the_other(signals.stop.clone()).map_err(DaemonError::Thread)?;
+    die_before_the_other();
     let limits = Limits {
         connect: settings.database.connect_timeout(),
         statement: settings.database.statement_timeout(),
@@ -80,6 +81,15 @@ fn stop_with_the_other(stop: CancellationToken) -> std::io::Result<()> {
         stop.cancel();
     };
     std::thread::Builder::new().name("rosterd-parent".to_owned()).spawn(watch).map(drop)
+}
+
+/// Where memory runs out, this process is the one to go, rather than the daemon with all its jobs: under this row
+/// runners died twice.
+fn die_before_the_other() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "500") {
+        tracing::debug!("Job Runner: failed to write /proc/self/oom_score_adj: {error}");
+    }
 }
 
 /// The IDs of the jobs, or `None` if there is nothing to do here: the row is another's by now, or the database does

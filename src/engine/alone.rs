@@ -152,6 +152,8 @@ pub(super) async fn run(state: Arc<EngineState>, launcher: Launcher, stop: Cance
             }
         }
     }
+    // What follows may take as long as a drain.
+    state.vitals.retire("alone");
     while let Some(ended) = work.processes.join_next().await {
         work.ended(ended);
     }
@@ -161,7 +163,6 @@ pub(super) async fn run(state: Arc<EngineState>, launcher: Launcher, stop: Cance
     {
         state.database_trouble("alone", &error);
     }
-    state.vitals.retire("alone");
 }
 
 struct Work {
@@ -265,13 +266,18 @@ async fn attend(
         () = told.cancelled() => drop(input),
     }
     let until = Instant::now() + limit;
-    let mut hurried = false;
+    let mut next_signal = Instant::now();
+    let hurry_now = async |at| {
+        hurry.cancelled().await;
+        tokio::time::sleep_until(at).await;
+    };
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            () = hurry.cancelled(), if !hurried => {
-                hurried = true;
-                // It has stopped claiming, so this is its second signal.
+            () = hurry_now(next_signal) => {
+                // Its first word to stop was the end of its input, so this is the second; said again, in case it was
+                // faster than the first.
+                next_signal = Instant::now() + Duration::from_secs(1);
                 if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
                     // No such process: it has ended, which the next round hears.
                     let _ = kill_process(pid, Signal::TERM);

@@ -131,7 +131,7 @@ async fn register(state: &EngineState, db: &mut PgConnection) -> Result<(), Data
     state.identity.send_replace(Some(id));
     // Whoever died before may have left rows.
     state.orphans.notify_one();
-    tracing::info!("Job Runner: registered as {id}");
+    state.say_registered(id);
     Ok(())
 }
 

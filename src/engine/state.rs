@@ -86,6 +86,15 @@ impl EngineState {
         self.errand.as_ref().and_then(|errand| errand.first_identity()).unwrap_or_else(Uuid::new_v4)
     }
 
+    /// At INFO for a daemon. A process that is there for one row has its say when it has got that row.
+    pub(crate) fn say_registered(&self, id: Uuid) {
+        if self.errand.is_none() {
+            tracing::info!("Job Runner: registered as {id}");
+        } else {
+            tracing::debug!("Job Runner: registered as {id}");
+        }
+    }
+
     /// Alive tokio tasks of the whole process: a steady rise is a leak.
     pub(crate) fn tasks(&self) -> usize {
         self.control.metrics().num_alive_tasks() + self.jobs_runtime.metrics().num_alive_tasks()

@@ -1,12 +1,14 @@
 //! A job that kills its process ends as poison, and takes nobody with it; rows of dead runners never lose a newer
 //! state.
 
+use super::restart::{embedded_daemon, psql, state_folder, wait_psql};
 use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, Session, TestDb, own_jobs_binary};
 use rosterd::postgres::connect::Speaker;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+const TICK: &str = include_str!("../../src/history/tick.sql");
 const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 const NO_DRAIN: (&str, &str) = ("ROSTERD__ENGINE__DRAIN_SECONDS", "0");
 
@@ -181,6 +183,44 @@ fn a_process_that_is_killed_ends_its_row_at_once_and_not_after_a_lease() {
 }
 
 #[test]
+fn a_tick_claims_nothing_where_only_suspects_are_due() {
+    let mut db = TestDb::new();
+    let lanes = ["0", "1"].map(|limit| db.config("NoopJob", "MaxInstances", limit));
+    for lane in &lanes {
+        suspect(&mut db, lane, "{}");
+    }
+    let mut session = db.session(Speaker::Runner);
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
+    session.exec(&format!(
+        "prepare tick as with tick (free, limited, next, schedules, suspects, unarmed) as ({TICK})
+        select row(free, limited, suspects) from tick"
+    ));
+    assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), "({},{},t)");
+    db.insert(&lanes[1], "{}");
+    assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), format!("({{}},{{{}}},t)", lanes[1]));
+}
+
+#[test]
+fn a_suspect_runs_alone_on_the_private_server_of_its_daemon_too() {
+    let folder = state_folder();
+    let mut daemon = embedded_daemon(folder.path());
+    daemon.wait_line("rosterd is ready");
+    psql(
+        &daemon,
+        "insert into Organization (Code) values ('ACME');
+         insert into JobConfig (JobID, OrganizationID) select j.ID, o.ID from Job j, Organization o where Struct = 'NoopJob';
+         set rosterd.actor = 'runner';
+         begin;
+         insert into JobHistory (ConfigID, StatusID) select ID, 1 from JobConfig;
+         update JobHistory set Crashes = 2;
+         commit",
+    );
+    wait_psql(&daemon, "select StatusID from JobHistory", "3");
+    daemon.wait_line("runs alone in process");
+    assert!(daemon.stop().success());
+}
+
+#[test]
 fn without_processes_for_them_suspects_run_like_all_others() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "", "");
@@ -210,13 +250,24 @@ fn a_backlog_of_ordinary_rows_leaves_a_suspect_its_place_and_the_limit_holds() {
     let config = db.config("SleepJob", "MaxInstances, Payload", r#"1, '{"seconds": 0.05}'"#);
     let _daemon = Daemon::start_with(&db, &quick(&[]));
     db.exec(&format!(
-        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 100)"
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 400)"
     ));
+    db.wait_for(
+        &format!("select count(*) > 5 from JobHistory where ConfigID = '{config}' and StatusID = 3"),
+        "t",
+        SOON,
+    );
     let id = suspect(&mut db, &config, r#"{"seconds": 0.05}"#);
     db.wait_status(&id, 3);
-    let behind = format!("select count(*) > 20 from JobHistory where ConfigID = '{config}' and StatusID = 1");
+    let behind =
+        format!("select count(*) > 100 from JobHistory where ConfigID = '{config}' and StatusID = 1");
     assert_eq!(db.text(&behind), "t", "it did not wait for the backlog");
-    db.wait_count(&config, 3, 101);
+    db.exec(&format!("update JobHistory set StatusID = -1 where ConfigID = '{config}' and StatusID = 1"));
+    db.wait_for(
+        &format!("select count(*) from JobHistory where ConfigID = '{config}' and FinishedDate is null"),
+        "0",
+        SOON,
+    );
     assert_eq!(db.most_at_once(&config), 1);
 }
 
@@ -248,7 +299,7 @@ fn a_suspect_waits_for_its_configuration_and_says_why_it_waits() {
 }
 
 #[test]
-fn two_daemons_run_a_suspect_once_and_no_process_says_anything_of_it() {
+fn two_daemons_run_a_suspect_once_and_the_process_that_is_late_says_nothing() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "MaxInstances", "0");
     let daemons = [(); 2].map(|()| Daemon::start_with(&db, &quick(&[])));
@@ -258,10 +309,16 @@ fn two_daemons_run_a_suspect_once_and_no_process_says_anything_of_it() {
         assert_eq!(db.column(id, "Attempt"), "1");
     }
     db.wait_for("select count(*) from Runner", "2", SOON);
-    for daemon in &daemons {
-        let said = daemon.output();
-        assert!(!said.contains("[WARN]") && !said.contains("[ERROR]"), "{said}");
-    }
+    // Of the processes only those that got a row say so, and nobody complains.
+    let said = daemons.each_ref().map(Daemon::output).join("\n");
+    assert_eq!(said.matches("runs alone in process").count(), 6, "{said}");
+    assert_eq!(said.matches("registered as").count(), 2, "{said}");
+    assert_eq!(
+        said.matches("[WARN]").count(),
+        said.matches("[WARN] - Schema: the server runs with").count(),
+        "{said}"
+    );
+    assert!(!said.contains("[ERROR]"), "{said}");
 }
 
 #[test]
@@ -286,6 +343,7 @@ fn no_process_shows_the_password_of_the_database_on_its_command_line() {
     assert!(read("environ").contains("hunter2"), "it has the password");
     assert!(!read("cmdline").contains("hunter2"), "{}", read("cmdline"));
     assert!(read("cmdline").contains(" run"), "{}", read("cmdline"));
+    assert_eq!(read("oom_score_adj").trim(), "500", "it goes before the daemon where memory runs out");
     assert!(!daemon.output().contains("hunter2"));
 }
 
@@ -354,6 +412,65 @@ fn a_rescuer_leaves_alone_what_its_owner_settles_and_counts_no_crash() {
     ));
     assert_eq!(rescuer.exec(RESCUE), "");
     assert_eq!((db.status(&id), db.column(&id, "Crashes")), ("1".into(), "0".into()));
+}
+
+#[test]
+fn a_rescuer_leaves_alone_what_another_runner_has_taken_since() {
+    let mut db = TestDb::new();
+    // Its old claim still stands open: a claim counts its rows, the rows decide.
+    let (id, ..) = orphan(&mut db, "", "");
+    let newer = "00000000-0000-0000-0000-000000000001";
+    let mut runner = db.session(Speaker::Runner);
+    runner.exec(&format!(
+        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ('{newer}', 'x', 1, '1', 100, 1);
+         insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) select '{newer}', ConfigID, HistoryIDs, 1 from Claim;
+         update JobHistory set StatusID = 1 where ID = '{id}';
+         update JobHistory set StatusID = 2, Attempt = 2, ThreadID = '{newer}', ClaimID = (select max(ID) from Claim)
+         where ID = '{id}'"
+    ));
+    assert_eq!(runner.exec(RESCUE), "");
+    // The same runner may have taken it anew, before it died: only the newest claim is rescued, and once.
+    runner.exec("delete from Runner");
+    assert_eq!(runner.exec(RESCUE), id);
+    assert_eq!(runner.exec(RESCUE), "");
+    assert_eq!((db.status(&id), db.column(&id, "Crashes")), ("1".into(), "1".into()));
+}
+
+/// Starts a rescue that has seen the rows and stands still before it locks them; `meanwhile` happens, and it goes on.
+fn rescue_around(db: &mut TestDb, meanwhile: impl FnOnce(&mut Session)) -> String {
+    let seen = "h.StatusID in (2, -1)\n";
+    assert_eq!(RESCUE.matches(seen).count(), 1);
+    let slow =
+        RESCUE.replace(seen, "h.StatusID in (2, -1) and (select pg_advisory_xact_lock(1)) is not null\n");
+    let mut gate = db.session(Speaker::Operator);
+    gate.exec("select pg_advisory_lock(1)");
+    let mut rescuer = db.session(Speaker::Runner);
+    let rescuing = std::thread::spawn(move || rescuer.exec(&slow));
+    db.wait_for(
+        "select count(*) from pg_stat_activity
+         where datname = current_database() and wait_event_type = 'Lock' and wait_event = 'advisory'",
+        "1",
+        SOON,
+    );
+    meanwhile(&mut db.session(Speaker::Runner));
+    gate.exec("select pg_advisory_unlock(1)");
+    rescuing.join().unwrap()
+}
+
+#[test]
+fn a_rescue_that_saw_a_row_in_progress_does_not_overwrite_what_became_of_it_meanwhile() {
+    let mut db = TestDb::new();
+    let (id, thread, claim) = orphan(&mut db, "", "");
+    let rescued = rescue_around(&mut db, |owner| assert!(completes(owner, &id, &thread, &claim)));
+    assert_eq!(rescued, "");
+    assert_eq!((db.status(&id), db.column(&id, "Crashes")), ("3".into(), "0".into()));
+
+    let (id, ..) = orphan(&mut db, "", "");
+    let rescued = rescue_around(&mut db, |operator| {
+        operator.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
+    });
+    assert_eq!(rescued, id);
+    assert_eq!(db.status(&id), "5");
 }
 
 #[test]
