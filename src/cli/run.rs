@@ -6,6 +6,7 @@ use crate::daemon::{self, DaemonError, Start, StopSignals};
 use crate::engine::alone::Launcher;
 use crate::engine::errand::{self, Errand};
 use crate::log;
+use crate::postgres::embedded::EmbeddedPostgres;
 use crate::registry::Registry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Fail
     if let Some(server) = &database.embedded {
         tracing::info!("Embedded PostgreSQL: {}", server.url());
     }
-    let url = database.embedded.as_ref().map(|server| server.url());
+    let url = database.embedded.as_ref().map(EmbeddedPostgres::url);
     let embedded = database.embedded.take().map(|server| Arc::new(Mutex::new(Some(server))));
 
     let signals = StopSignals::default();
