@@ -9,6 +9,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 const TICK: &str = include_str!("../../src/history/tick.sql");
+const CLAIM: &str = include_str!("../../src/history/claim.sql");
+const CLAIM_AROUND: &str = include_str!("../../src/history/claim_around.sql");
+const CLAIM_ALONE: &str = include_str!("../../src/history/claim_alone.sql");
 const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 const NO_DRAIN: (&str, &str) = ("ROSTERD__ENGINE__DRAIN_SECONDS", "0");
 
@@ -201,6 +204,50 @@ fn a_tick_claims_nothing_where_only_suspects_are_due() {
 }
 
 #[test]
+fn a_lane_keeps_a_place_free_for_the_process_that_waits_to_run_its_suspect() {
+    let mut db = TestDb::new();
+    let lane = db.config("NoopJob", "MaxInstances", "2");
+    let id = suspect(&mut db, &lane, "{}");
+    for _ in 0..3 {
+        db.insert(&lane, "{}");
+    }
+    let mut session = db.session(Speaker::Runner);
+    let (daemon, process) = ("00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002");
+    session.exec(&format!(
+        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, AloneID)
+         values ('{daemon}', 'x', 1, '1', 100, 9, null), ('{process}', 'x', 2, '1', 100, 1, '{id}')"
+    ));
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
+    session.exec(&format!(
+        "prepare tick as with tick (free, limited, next, schedules, suspects, unarmed) as ({TICK})
+        select cardinality(limited) from tick"
+    ));
+    for claim in [CLAIM, CLAIM_AROUND] {
+        session.exec("begin");
+        session.exec(&format!("prepare claim as {claim}"));
+        let claim =
+            format!("execute claim('{daemon}', array['{lane}']::uuid[], 9, array['{lane}']::uuid[], 2)");
+        assert_ne!(session.exec(&claim), "");
+        assert_eq!(session.exec("select sum(Open) from Claim"), "1", "one of two places is taken");
+        assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), "0");
+        assert_eq!(session.exec(&claim), "", "the other is kept");
+        session.exec(&format!("prepare alone as {CLAIM_ALONE}"));
+        assert_eq!(
+            session.exec(&format!("execute alone('{daemon}', '{id}', true)")),
+            "",
+            "not for any runner"
+        );
+        assert_eq!(session.exec(&format!("execute alone('{process}', '{id}', true)")), id);
+        // Its end frees the place for all.
+        session.exec(&format!("delete from Runner where ID = '{process}'"));
+        assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), "0");
+        session.exec(&format!("update Claim set Open = 0 where RunnerID = '{process}'"));
+        assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), "1");
+        session.exec("rollback; deallocate claim; deallocate alone");
+    }
+}
+
+#[test]
 fn a_suspect_runs_alone_on_the_private_server_of_its_daemon_too() {
     let folder = state_folder();
     let mut daemon = embedded_daemon(folder.path());
@@ -260,7 +307,7 @@ fn a_backlog_of_ordinary_rows_leaves_a_suspect_its_place_and_the_limit_holds() {
     let id = suspect(&mut db, &config, r#"{"seconds": 0.05}"#);
     db.wait_status(&id, 3);
     let behind =
-        format!("select count(*) > 100 from JobHistory where ConfigID = '{config}' and StatusID = 1");
+        format!("select count(*) > 200 from JobHistory where ConfigID = '{config}' and StatusID = 1");
     assert_eq!(db.text(&behind), "t", "it did not wait for the backlog");
     db.exec(&format!("update JobHistory set StatusID = -1 where ConfigID = '{config}' and StatusID = 1"));
     db.wait_for(
