@@ -118,6 +118,8 @@ impl Engine {
         claiming.cancel();
         // It holds an executor; its last claim has been handed over when it ends.
         let _ = claim.await;
+        // Its last turn may have said that it claims.
+        state.vitals.set_ready(false);
         state.vitals.retire("claim");
         let running = &state.running;
         if running.count() > 0 {
