@@ -158,14 +158,19 @@ pub enum Alone {
 /// Runs in a transaction if its lane is limited, so `db` is closed after an error as for [`claim`].
 pub async fn claim_alone(db: &mut PgConnection, runner: Uuid, id: HistoryId) -> Result<Alone, sqlx::Error> {
     let lane = sqlx::query!(
-        "select c.ID, c.MaxInstances from JobHistory h join JobConfig c on c.ID = h.ConfigID
-         where h.ID = $1 and h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()",
+        r#"select c.ID, c.MaxInstances,
+             (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID) as "open!"
+           from JobHistory h join JobConfig c on c.ID = h.ConfigID
+           where h.ID = $1 and h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()"#,
         id.0,
     )
     .fetch_optional(&mut *db)
     .await?;
     let Some(lane) = lane else { return Ok(Alone::Gone) };
     let limited = lane.maxinstances > 0;
+    if limited && lane.open >= i64::from(lane.maxinstances) {
+        return Ok(Alone::NoRoom);
+    }
     let mut locked = false;
     if limited {
         sqlx::raw_sql("begin").execute(&mut *db).await?;

@@ -2,7 +2,7 @@
 //! state.
 
 use super::restart::{embedded_daemon, psql, state_folder, wait_psql};
-use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, Session, TestDb, own_jobs_binary};
+use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, Session, TestDb, binary, own_jobs_binary};
 use rosterd::postgres::connect::Speaker;
 use std::path::Path;
 use std::process::Command;
@@ -113,6 +113,11 @@ fn a_row_that_runs_alone_is_cancelled_like_any_other() {
     let id = suspect(&mut db, &config, "{}");
     let pid = process_of(&mut db, &id);
     assert_ne!(db.column(&id, "ThreadID"), main_runner(&mut db));
+    let list =
+        Command::new(binary()).args(["runner", "list"]).env("DATABASE_URL", db.url()).output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let line = list.lines().find(|line| line.contains(&format!(" {pid} "))).unwrap();
+    assert!(line.contains("one row alone") && line.contains("/1 "), "{list}");
     db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
     db.wait_status(&id, 5);
     let took: f64 = db.column(&id, "extract(epoch from FinishedDate - CancelDate)").parse().unwrap();
