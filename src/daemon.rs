@@ -1,6 +1,9 @@
 //! Start-up order and shut-down order, nothing else.
 
+pub(crate) mod alone;
+
 use crate::config::Config;
+use crate::engine::alone::Launcher;
 use crate::engine::{Engine, state};
 use crate::log::{LogLines, write_logs};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker};
@@ -33,6 +36,8 @@ pub(crate) struct Start {
     pub(crate) embedded: Option<Arc<Mutex<Option<EmbeddedPostgres>>>>,
     pub(crate) log_lines: LogLines,
     pub(crate) log_handle: Option<log::LogHandle>,
+    /// How suspects get processes of their own; `None` if they do not.
+    pub(crate) launcher: Option<Launcher>,
 }
 
 /// Why a daemon could not start, or had to give up.
@@ -73,7 +78,7 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 
 /// Runs until told to stop. Called on the control runtime.
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
-    let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
+    let Start { settings, registry, options, embedded, log_lines, log_handle, launcher } = start;
     let vitals = Arc::new(Vitals::new());
     let limits = settings.database.limits();
 
@@ -105,6 +110,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         lifeline: Arc::clone(&lifeline),
         vitals: Arc::clone(&vitals),
         jobs,
+        errand: None,
         control: Handle::current(),
         jobs_runtime,
     }));
@@ -117,7 +123,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), database);
+    let engine = Engine::start(Arc::clone(&state), database, launcher);
     let autostart = tokio::spawn(autostart_configs(
         options.clone(),
         limits,

@@ -22,6 +22,7 @@ fn main() -> ExitCode {
             .register(SpinJob)
             .register(FailJob)
             .register(PanicJob)
+            .register(AbortJob)
             .register(ParentJob)
             .register(TalkJob)
             .register(AnswerJob)
@@ -199,6 +200,20 @@ impl Job for PanicJob {
                 How::Formatted | How::Early => panic!("row {} found the cupboard bare", ctx.row().id),
             }
         }
+    }
+}
+
+/// Kills its process, and with it whatever else runs there.
+struct AbortJob;
+
+impl Job for AbortJob {
+    const STRUCT: &'static str = "AbortJob";
+    const DESCRIPTION: &'static str = "Kills its process after some seconds";
+    type Payload = Duty;
+
+    async fn run(&self, _: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        tokio::time::sleep(duty.time()?).await;
+        std::process::abort();
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("engine.workers", Rule::Whole(1, 100_000)),
     ("engine.job_threads", Rule::Whole(0, 1024)),
     ("engine.claim_batch", Rule::Whole(1, 10_000)),
+    ("engine.alone_processes", Rule::Whole(0, 64)),
     ("engine.lease_seconds", Rule::Number(0.5, 3600.0)),
     ("engine.heartbeat_seconds", Rule::Number(0.05, 1200.0)),
     ("engine.cancel_grace_seconds", Rule::Number(0.0, 3600.0)),

@@ -139,6 +139,7 @@ pub struct EngineSection {
     pub workers: usize,
     pub job_threads: usize,
     pub claim_batch: usize,
+    pub alone_processes: usize,
     pub lease_seconds: f64,
     pub heartbeat_seconds: f64,
     pub cancel_grace_seconds: f64,

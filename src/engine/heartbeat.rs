@@ -134,7 +134,7 @@ async fn register(
     db: &mut PgConnection,
     pulse: &mut Pulse,
 ) -> Result<(), DatabaseError> {
-    let id = Uuid::new_v4();
+    let id = state.next_identity();
     let jobs: Vec<i32> = state.jobs.keys().copied().collect();
     let sent = boottime();
     let insert = sqlx::query!(
@@ -159,7 +159,7 @@ async fn register(
     state.lease.registered(id, sent);
     // Whoever died before may have left rows.
     state.orphans.notify_one();
-    tracing::info!("Job Runner: registered as {id}");
+    state.say_registered(id);
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! What the loops of one daemon share.
 
+use super::errand::Errand;
 use super::link::Link;
 use super::running::{Running, StopCause};
 use crate::config::Config;
@@ -42,6 +43,10 @@ pub(crate) struct EngineState {
     pub(crate) stopping: AtomicBool,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
+    /// A row is due that runs alone.
+    pub(crate) suspects: Notify,
+    /// Set in a process that is there for one row.
+    pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
     database_up: AtomicBool,
@@ -62,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
+    pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
 }
@@ -85,9 +91,25 @@ impl EngineState {
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             orphans: Notify::new(),
+            suspects: Notify::new(),
+            errand: parts.errand,
             control: parts.control,
             jobs_runtime: parts.jobs_runtime,
             database_up: AtomicBool::new(true),
+        }
+    }
+
+    /// `Runner.ID` for the next registration.
+    pub(crate) fn next_identity(&self) -> Uuid {
+        self.errand.as_ref().and_then(|errand| errand.first_identity()).unwrap_or_else(Uuid::new_v4)
+    }
+
+    /// At INFO for a daemon. A process that is there for one row has its say when it has got that row.
+    pub(crate) fn say_registered(&self, id: Uuid) {
+        if self.errand.is_none() {
+            tracing::info!("Job Runner: registered as {id}");
+        } else {
+            tracing::debug!("Job Runner: registered as {id}");
         }
     }
 

@@ -79,6 +79,17 @@ pub async fn unheard_claims(
         .collect())
 }
 
+/// Suspects of these jobs (`Job.ID`) for which a process may be started now, at most `limit`, without those in `rest`.
+pub async fn suspects(
+    db: impl PgExecutor<'_>,
+    jobs: &[i32],
+    rest: &[Uuid],
+    limit: i64,
+) -> Result<Vec<HistoryId>, sqlx::Error> {
+    let ids = sqlx::query_file_scalar!("src/history/suspects.sql", jobs, rest, limit).fetch_all(db).await?;
+    Ok(ids.into_iter().map(HistoryId).collect())
+}
+
 /// Live rows of a schedule: pending ones by their lane, running ones by the claims of their configuration.
 pub async fn live_rows_of_schedule(
     db: impl PgExecutor<'_>,

@@ -23,6 +23,7 @@ mod guard;
 mod logs;
 mod outages;
 mod plans;
+mod poison;
 mod restart;
 mod schedule_oracle;
 mod schedule_properties;

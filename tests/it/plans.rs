@@ -8,6 +8,8 @@ const CLAIM: &str = include_str!("../../src/history/claim.sql");
 const CLAIM_AROUND: &str = include_str!("../../src/history/claim_around.sql");
 const TICK: &str = include_str!("../../src/history/tick.sql");
 const SETTLE: &str = include_str!("../../src/history/settle.sql");
+const SUSPECTS: &str = include_str!("../../src/history/suspects.sql");
+const CLAIM_ALONE: &str = include_str!("../../src/history/claim_alone.sql");
 const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
@@ -54,12 +56,17 @@ fn assert_on_indexes(plan: &str, indexes: &[&str]) {
 fn the_engines_statements_use_the_indexes_made_for_them() {
     let (db, free, parked) = filled();
     let mut session = db.session(Speaker::Runner);
-    let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[]");
+    let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[], 2");
     assert_on_indexes(&explain(&mut session, CLAIM, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
     assert_on_indexes(&explain(&mut session, CLAIM_AROUND, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
     let tick = "(select array_agg(ID) from Job)".to_owned();
     let tick = session.exec(&format!("select quote_literal({tick}::text)"));
-    assert_on_indexes(&explain(&mut session, TICK, &tick), &["jobhistory_lane", "jobhistory_due"]);
+    let indexes = ["jobhistory_lane", "jobhistory_due", "jobhistory_suspect"];
+    assert_on_indexes(&explain(&mut session, TICK, &format!("{tick}, 2")), &indexes);
+    let suspects = explain(&mut session, SUSPECTS, &format!("{tick}, '{{}}', 4"));
+    assert_on_indexes(&suspects, &["jobhistory_suspect"]);
+    let alone = explain(&mut session, CLAIM_ALONE, &format!("'{NIL}', '{NIL}', true"));
+    assert_on_indexes(&alone, &["jobhistory_pkey"]);
     let settle = format!(
         "'{NIL}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', 60"
     );
@@ -119,8 +126,8 @@ fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
                 .map(|key| plan[0]["Plan"][key].as_i64().unwrap())
                 .sum()
         };
-        read(&format!("execute tick({jobs})"))
-            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}')"))
+        read(&format!("execute tick({jobs}, 2)"))
+            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}', 2)"))
     };
     pages(&mut session);
     let before = pages(&mut session);
