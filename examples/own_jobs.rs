@@ -21,7 +21,9 @@ fn main() -> ExitCode {
             .register(PanicJob)
             .register(ParentJob)
             .register(TalkJob)
-            .register(AnswerJob),
+            .register(AnswerJob)
+            .register(LedgerJob)
+            .register(HoldJob),
     )
 }
 
@@ -292,5 +294,60 @@ impl Job for AnswerJob {
         let mut result = serde_json::json!({ "text": format!("{nul}{}", "x".repeat(payload.bytes)) });
         result["deep"] = deep;
         Ok(Outcome::with_result(result))
+    }
+}
+
+/// What a job writes down, and where.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    /// The file its line is added to.
+    file: std::path::PathBuf,
+    /// How long it takes before it writes.
+    #[serde(default)]
+    seconds: f64,
+}
+
+/// Has an effect outside the database: the last it does is to add the ID of its row to a file.
+struct LedgerJob;
+
+impl Job for LedgerJob {
+    const STRUCT: &'static str = "LedgerJob";
+    const DESCRIPTION: &'static str = "Waits for some seconds and adds its row's ID to a file";
+    type Payload = Entry;
+
+    async fn run(&self, ctx: JobContext, entry: Entry) -> Result<Outcome, JobError> {
+        let time = Duration::try_from_secs_f64(entry.seconds).map_err(JobError::fatal)?;
+        tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            () = tokio::time::sleep(time) => {}
+        }
+        let line = format!("{}\n", ctx.row().id);
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&entry.file)?;
+        std::io::Write::write_all(&mut file, line.as_bytes())?;
+        Ok(Outcome::done())
+    }
+}
+
+/// Keeps one of the connections that all jobs share.
+struct HoldJob;
+
+impl Job for HoldJob {
+    const STRUCT: &'static str = "HoldJob";
+    const DESCRIPTION: &'static str = "Holds a connection of the jobs' pool for some seconds";
+    type Payload = Duty;
+
+    async fn run(&self, ctx: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        let connection = tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            connection = ctx.database().acquire() => connection?,
+        };
+        ctx.progress("holds a connection");
+        tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            () = tokio::time::sleep(duty.time()?) => {}
+        }
+        drop(connection);
+        Ok(Outcome::done())
     }
 }
