@@ -1,5 +1,7 @@
 -- The one statement of an idle tick: which lanes have a due row and room, when the next row falls due,
 -- and whether a schedule wants to be served.
+-- `offset 0` keeps the look into a lane a look into its index. Without it a plan made while the table was small may
+-- turn it into a walk over every pending row, and a cached plan stays until the table is analyzed.
 -- `limited` lanes need their JobConfig row locked before room is counted; `free` ones do not.
 with lane as materialized (
   select c.ID, c.MaxInstances
@@ -7,7 +9,8 @@ with lane as materialized (
   where c.JobID = any($1)
     and exists (
       select from JobHistory h
-      where h.Ready and h.ConfigID = c.ID and h.NotBefore <= statement_timestamp())
+      where h.Ready and h.ConfigID = c.ID and h.NotBefore <= statement_timestamp()
+      offset 0)
     and (c.MaxInstances = 0
       or c.MaxInstances > (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID))
 )
