@@ -17,6 +17,7 @@ mod engine;
 mod faq;
 mod generic_jobs;
 mod guard;
+mod load;
 mod logs;
 mod many_runners;
 mod plans;
