@@ -42,6 +42,11 @@ pub(crate) enum DaemonError {
     Listen { address: String, error: std::io::Error },
     #[error("failed to start a thread: {0}")]
     Thread(std::io::Error),
+    #[error(
+        "failed to go on: jobs that cannot be stopped hold the threads of this process (engine.max_abandoned); \
+         its rows went back on the queue, a fresh process is needed"
+    )]
+    Exhausted,
 }
 
 /// When to stop: `stop` asks for it, `hurry` asks again.
@@ -125,10 +130,15 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         say_ready();
         systemd::ready();
     }
-    wait_for_stop(&signals, &state.hints).await;
+    wait_for_stop(&signals, &state).await;
 
-    tracing::info!("Job Runner: told to stop");
-    let drain = settings.engine.drain();
+    let exhausted = state.exhausted.is_cancelled();
+    if !exhausted {
+        tracing::info!("Job Runner: told to stop");
+    }
+    // With every thread held no job can end by itself.
+    let stuck = exhausted && state.running.abandoned() >= settings.engine.threads();
+    let drain = if stuck { Duration::ZERO } else { settings.engine.drain() };
     systemd::stopping(drain + settings.engine.cancel_grace());
     vitals.set_ready(false);
     schedule_stop.cancel();
@@ -147,7 +157,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     logs_stop.cancel();
     let _ = logs.await;
     tracing::info!("Job Runner: stopped");
-    Ok(())
+    if exhausted { Err(DaemonError::Exhausted) } else { Ok(()) }
 }
 
 /// Contract: printed and logged once it claims.
@@ -330,10 +340,12 @@ async fn until_ready(vitals: &Vitals, stop: &CancellationToken) {
     }
 }
 
-async fn wait_for_stop(signals: &StopSignals, hints: &crate::postgres::listen::Hints) {
+async fn wait_for_stop(signals: &StopSignals, state: &state::EngineState) {
+    let hints = &state.hints;
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => return,
+            () = state.exhausted.cancelled() => return,
             () = signals.reload.notified() => {
                 // Everything operators change lives in the database and acts at once; what a reload adds is a
                 // fresh look at all of it.

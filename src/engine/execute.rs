@@ -167,7 +167,9 @@ impl Reporter {
     fn send(&mut self, end: Option<End>) {
         self.reported = true;
         if !self.run.settle_right() {
-            return; // abandoned: its row has ended without it
+            // Abandoned: its row has ended without it.
+            self.running.came_back();
+            return;
         }
         let cause = self.run.cause();
         let mut settlement = judge(&self.run, cause, end);

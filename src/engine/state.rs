@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Shared by the loops; each brings its own connection.
@@ -33,6 +34,8 @@ pub(crate) struct EngineState {
     pub(crate) draining: AtomicBool,
     /// The daemon shuts down.
     pub(crate) stopping: AtomicBool,
+    /// Too many jobs cannot be stopped: this process shall end, so that a fresh one takes over.
+    pub(crate) exhausted: CancellationToken,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
     pub(crate) control: Handle,
@@ -66,6 +69,7 @@ impl EngineState {
             identity: watch::Sender::new(None),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            exhausted: CancellationToken::new(),
             orphans: Notify::new(),
             control: parts.control,
             jobs_runtime: parts.jobs_runtime,

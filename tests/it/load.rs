@@ -46,7 +46,10 @@ fn eight_daemons_that_start_before_ten_thousand_rows_stay_within_their_connectio
         }
         daemons
     });
-    println!("8 daemons ended 10,000 rows {:.1?} after their start, with {most} connections at most", began.elapsed());
+    println!(
+        "8 daemons ended 10,000 rows {:.1?} after their start, with {most} connections at most",
+        began.elapsed()
+    );
     // docs/operating.md: seven, and the pool of the jobs.
     assert!(most <= DAEMONS * (7 + 2), "{most} connections");
     assert_eq!(db.text("select count(*) from JobHistory where Attempt = 1 and Crashes = 0"), "10000");
@@ -69,7 +72,8 @@ async fn cancel_in_this_order(db: &mut PgConnection, rows: &[String], isolation:
     statements.push("commit".to_owned());
     for statement in statements {
         if let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut *db).await {
-            let code = error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
+            let code =
+                error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
             assert!(["40P01", "40001"].contains(&code.as_str()), "{error}");
             sqlx::raw_sql("rollback").execute(&mut *db).await.unwrap();
             return false;
@@ -131,7 +135,10 @@ fn operators_who_cancel_in_random_order_deadlock_at_most_with_each_other() {
     println!("{retries} transactions of operators were tried again, {cancelled} rows were cancelled");
     assert!(retries > 0 && cancelled > 50, "{retries} retries, {cancelled} cancelled: no trial at all");
     // Whoever was not cancelled ran once; nobody was cancelled without having been asked to.
-    assert_eq!(db.text("select count(*) from JobHistory where StatusID not in (3, 5) or Attempt > 1 or Crashes > 0"), "0");
+    assert_eq!(
+        db.text("select count(*) from JobHistory where StatusID not in (3, 5) or Attempt > 1 or Crashes > 0"),
+        "0"
+    );
     assert_eq!(
         db.text(&format!(
             "select count(*) from JobHistory where StatusID = 5 and ID <> all('{{{}}}')",
@@ -157,7 +164,10 @@ fn jobs_that_hold_every_connection_of_their_pool_hold_up_neither_pulse_nor_cance
     );
     insert_many(&mut db, &hold, 50);
     db.wait_for("select count(*) from JobHistory where Progress = 'holds a connection'", "5", SOON);
-    assert_eq!(db.text(&format!("select count(*) from JobHistory where ConfigID = '{hold}' and StatusID = 2")), "50");
+    assert_eq!(
+        db.text(&format!("select count(*) from JobHistory where ConfigID = '{hold}' and StatusID = 2")),
+        "50"
+    );
     let began = Instant::now();
     let mut beats: Vec<Instant> = vec![began];
     let mut seq = db.text("select Seq from Runner");
@@ -179,8 +189,13 @@ fn jobs_that_hold_every_connection_of_their_pool_hold_up_neither_pulse_nor_cance
     let late = beats.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(SOON);
     assert!(late < Duration::from_millis(1200), "a beat was {late:?} after the one before");
     // Who waits too long for a connection fails with a sentence; who is cancelled while waiting stops.
-    db.wait_for(&format!("select count(*) >= 45 from JobHistory where ConfigID = '{hold}' and StatusID = 4"), "t", SOON);
-    let error = db.text(&format!("select distinct Error from JobHistory where ConfigID = '{hold}' and StatusID = 4"));
+    db.wait_for(
+        &format!("select count(*) >= 45 from JobHistory where ConfigID = '{hold}' and StatusID = 4"),
+        "t",
+        SOON,
+    );
+    let error =
+        db.text(&format!("select distinct Error from JobHistory where ConfigID = '{hold}' and StatusID = 4"));
     assert!(error.contains("pool timed out"), "{error}");
     db.exec("update JobHistory set StatusID = -1 where StatusID = 2");
     db.wait_count(&hold, 5, 5);
@@ -240,7 +255,9 @@ fn a_hundred_thousand_parked_rows_slow_no_other_configuration_and_go_in_one_canc
         db.exec("update JobHistory set StatusID = -1 where StatusID in (1, 2)");
     });
     let took = began.elapsed();
-    println!("100,001 rows were cancelled in {took:.1?}, the slowest beat of 0.2 s meanwhile took {slowest:.1?}");
+    println!(
+        "100,001 rows were cancelled in {took:.1?}, the slowest beat of 0.2 s meanwhile took {slowest:.1?}"
+    );
     assert!(took < Duration::from_secs(20), "{took:?}");
     assert!(slowest < Duration::from_millis(1200), "{slowest:?}");
     db.wait_count(&parked, 5, 100_001);

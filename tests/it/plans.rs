@@ -149,12 +149,15 @@ fn statements_that_were_planned_on_an_empty_table_do_not_walk_over_a_full_one() 
     session.exec("set plan_cache_mode = force_generic_plan");
     let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
     let claim = format!("'{runner}', array['{free}', '{parked}']::uuid[], 2, array['{parked}']::uuid[]");
-    let statements = [("tick", TICK), ("claim", CLAIM), ("around", CLAIM_AROUND), ("settle", SETTLE), ("rescue", RESCUE)];
+    let statements =
+        [("tick", TICK), ("claim", CLAIM), ("around", CLAIM_AROUND), ("settle", SETTLE), ("rescue", RESCUE)];
     for (name, sql) in statements {
         session.exec(&format!("prepare {name} as {sql}"));
     }
     let settle = |session: &mut Session, claim: &str| {
-        let of = |column: &str| format!("(select array_agg({column} order by ID) from JobHistory where ClaimID = {claim})");
+        let of = |column: &str| {
+            format!("(select array_agg({column} order by ID) from JobHistory where ClaimID = {claim})")
+        };
         let sql = format!(
             "select format($f$%L, %L, %L, %L, '{{0,0}}', '{{null,null}}', '{{null,null}}', '{{null,null}}', '{{null,null}}',
                '{{0.5,0.5}}', '{{%s}}', 60$f$, '{runner}', {}, {}, {}, '{free}')",
@@ -166,7 +169,8 @@ fn statements_that_were_planned_on_an_empty_table_do_not_walk_over_a_full_one() 
         let mut pages = Vec::new();
         let mut run = |session: &mut Session, name: &str, arguments: &str| {
             let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
-            let plan = session.exec(&format!("explain (analyze, buffers, format json) execute {name}{arguments}"));
+            let plan =
+                session.exec(&format!("explain (analyze, buffers, format json) execute {name}{arguments}"));
             let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
             let touched = ["Shared Hit Blocks", "Shared Read Blocks"];
             let touched = touched.iter().map(|key| plan[0]["Plan"][key].as_i64().unwrap()).sum();
@@ -182,7 +186,9 @@ fn statements_that_were_planned_on_an_empty_table_do_not_walk_over_a_full_one() 
         session.exec(&register);
         pages
     };
-    db.exec(&format!("insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 10)"));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 10)"
+    ));
     round(&mut session);
     db.session(Speaker::Runner).exec(&format!(
         "insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) values ('{runner}', '{parked}', '{{}}', 1);
