@@ -8,11 +8,12 @@ use crate::postgres::embedded::EmbeddedPostgres;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
-use crate::vitals::Vitals;
+use crate::vitals::{self, Vitals};
 use crate::{log, systemd, web};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -160,11 +161,12 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     if exhausted { Err(DaemonError::Exhausted) } else { Ok(()) }
 }
 
-/// Contract: printed and logged once it claims.
-#[allow(clippy::print_stdout)]
+/// Contract: printed and logged once it claims. `println!` would panic on a full disk.
 fn say_ready() {
     tracing::info!("rosterd is ready");
-    println!("rosterd is ready");
+    if writeln!(std::io::stdout(), "rosterd is ready").is_err() {
+        metrics::counter!(vitals::LOG_LINES_UNWRITTEN).increment(1);
+    }
 }
 
 async fn serve_http(

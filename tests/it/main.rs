@@ -12,6 +12,7 @@ mod claiming;
 mod cli;
 mod continuous;
 mod control_plane;
+mod disk_full;
 mod embedded;
 mod engine;
 mod faq;
