@@ -21,7 +21,9 @@ impl SmallDisk {
         if done.as_ref().is_ok_and(|done| done.status.success()) {
             return Some(Self(folder));
         }
-        eprintln!("SKIPPED: a full disk was NOT tried, because no small file system can be mounted here: {done:?}");
+        eprintln!(
+            "SKIPPED: a full disk was NOT tried, because no small file system can be mounted here: {done:?}"
+        );
         None
     }
 
@@ -71,7 +73,11 @@ fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
     while writer.write_all(&[b'x'; 65536]).is_ok() {}
     while writer.write_all(&[b'x'; 512]).is_ok() {}
     let refused = db.rows(&insert(2000)).expect_err("there is no room for 2,000 rows");
-    assert_eq!(refused.as_database_error().and_then(|said| said.code()).as_deref(), Some("53100"), "{refused}");
+    assert_eq!(
+        refused.as_database_error().and_then(|said| said.code()).as_deref(),
+        Some("53100"),
+        "{refused}"
+    );
     // Claims and outcomes need room too, sooner or later.
     daemon.wait_line("No space left on device");
     let ended = "select count(*) from JobHistory where StatusID = 3";
@@ -105,7 +111,10 @@ fn a_full_disk_under_the_daemons_lines_ends_and_blocks_nothing_and_the_lost_line
     db.wait_status(&id, 3);
     db.wait_for("select count(*) from Logs where Log like 'line %'", "500", SOON);
     let metrics = super::service::get_at(&format!("127.0.0.1:{port}"), "/metrics");
-    let lost = metrics.lines().find(|line| line.starts_with("rosterd_log_lines_unwritten_total ")).unwrap_or(&metrics);
+    let lost = metrics
+        .lines()
+        .find(|line| line.starts_with("rosterd_log_lines_unwritten_total "))
+        .unwrap_or(&metrics);
     let lost: f64 = lost.split(' ').next_back().unwrap().parse().unwrap();
     assert!(lost >= 500.0, "{lost} lines lost");
     assert!(daemon.try_wait().unwrap().is_none(), "it still runs");
