@@ -98,7 +98,7 @@ impl From<DaemonError> for Failure {
         match error {
             DaemonError::Schema(error) => error.into(),
             DaemonError::Listen { .. } => Self::usage(error),
-            DaemonError::Thread(_) => Self::bug(error),
+            DaemonError::Thread(_) | DaemonError::Exhausted => Self::bug(error),
         }
     }
 }

@@ -51,6 +51,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("engine.poll_seconds", Rule::Number(0.05, 60.0)),
     ("engine.workers", Rule::Whole(1, 100_000)),
     ("engine.job_threads", Rule::Whole(0, 1024)),
+    ("engine.max_abandoned", Rule::Whole(0, 100_000)),
     ("engine.claim_batch", Rule::Whole(1, 10_000)),
     ("engine.alone_processes", Rule::Whole(0, 64)),
     ("engine.lease_seconds", Rule::Number(0.5, 3600.0)),

@@ -171,6 +171,16 @@ async fn drained(state: &EngineState) {
     }
 }
 
+/// A thread that a job blocks cannot be freed; when too many are lost, only a fresh process helps.
+fn give_up_if_exhausted(state: &EngineState) {
+    let abandoned = state.running.abandoned();
+    let too_many = state.settings.engine.most_abandoned().is_some_and(|most| abandoned > most);
+    if too_many && !state.stopping.load(Ordering::Acquire) && !state.exhausted.is_cancelled() {
+        tracing::error!("Job Runner: {abandoned} jobs cannot be stopped and hold threads, this process ends");
+        state.exhausted.cancel();
+    }
+}
+
 /// Carries out time limits and the escalation of cancels: token, grace, abort, abandon.
 async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationToken) {
     loop {
@@ -197,5 +207,6 @@ async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationTo
                 }
             }
         }
+        give_up_if_exhausted(&state);
     }
 }

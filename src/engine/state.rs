@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Shared by the loops; each brings its own connection.
@@ -41,6 +42,8 @@ pub(crate) struct EngineState {
     pub(crate) draining: AtomicBool,
     /// The daemon shuts down.
     pub(crate) stopping: AtomicBool,
+    /// Too many jobs cannot be stopped: this process shall end, so that a fresh one takes over.
+    pub(crate) exhausted: CancellationToken,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
     /// A row is due that runs alone.
@@ -90,6 +93,7 @@ impl EngineState {
             cluster: Mutex::default(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            exhausted: CancellationToken::new(),
             orphans: Notify::new(),
             suspects: Notify::new(),
             errand: parts.errand,

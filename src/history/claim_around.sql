@@ -5,7 +5,7 @@ with me as materialized (
 ), reserved as materialized (
   select h.ConfigID, count(*) as Places
   from JobHistory h
-  where h.ID = any(array(select r.AloneID from Runner r where r.AloneID is not null)) and h.Ready
+  where h.ID = any(array(select r.AloneID from Runner r where r.AloneID is not null)) and h.StatusID = 1
   group by h.ConfigID
 ), lane as materialized (
   select c.ID,
@@ -38,7 +38,7 @@ set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StopReason = null, Progress = null
 from taken t
 join batch b on b.ConfigID = t.ConfigID
-where h.ID = t.ID and h.Ready
+where h.ID = t.ID and h.ID = any(array(select x.ID from taken x)) and h.StatusID = 1
 returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
   h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
   h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",

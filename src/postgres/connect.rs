@@ -72,7 +72,7 @@ pub fn with_settings(
 ) -> PgConnectOptions {
     let statement_limit = format!("{}ms", statement_limit.as_millis());
     let mut settings = vec![
-        ("search_path", "vm,public"),
+        ("search_path", "vm,pg_catalog,public"),
         ("timezone", "UTC"),
         ("statement_timeout", statement_limit.as_str()),
         ("lock_timeout", "10s"),
