@@ -20,6 +20,7 @@ mod guard;
 mod logs;
 mod plans;
 mod poison;
+mod rescue_races;
 mod restart;
 mod schedule_oracle;
 mod schedule_properties;
