@@ -29,6 +29,7 @@ mod odd_servers;
 mod outages;
 mod plans;
 mod poison;
+mod rescue_races;
 mod restart;
 mod rolling_restart;
 mod schedule_oracle;
