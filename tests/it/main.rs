@@ -21,6 +21,7 @@ mod faq;
 mod generic_jobs;
 mod guard;
 mod logs;
+mod operator_fuzz;
 mod outages;
 mod plans;
 mod restart;
