@@ -101,7 +101,7 @@ pub(crate) fn possible(system: &System, state: &State, actions: &mut Vec<Action>
                     }
                 }
                 Database::Stalled if !system.rules.failed_turns_are_gaps => {
-                    actions.push(Action::TurnFails(p))
+                    actions.push(Action::TurnFails(p));
                 }
                 Database::Stalled | Database::Away => {}
             }
@@ -263,7 +263,7 @@ pub(crate) fn carry_out(system: &System, state: &mut State, action: Action) {
             let run = state.processes[p].runs[n].clone();
             match (run.phase, action) {
                 (Phase::Ended(verdict), Action::SettleLate(..)) => {
-                    state.late = Some(Outcome { run, verdict })
+                    state.late = Some(Outcome { run, verdict });
                 }
                 (Phase::Ended(verdict), _) => settle(system, state, &run, verdict),
                 _ => {}

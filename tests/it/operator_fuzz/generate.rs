@@ -213,8 +213,8 @@ impl Generator {
 
     fn scope_of_a_delete(&mut self) -> Scope {
         match self.rng.u32(0..100) {
-            0..1 => Scope::Retired,
-            2..20 => Scope::ConfigAndStatus(self.config().0, self.rng.i32(3..6)),
+            0 => Scope::Retired,
+            1..20 => Scope::ConfigAndStatus(self.config().0, self.rng.i32(3..6)),
             _ => self.scope(),
         }
     }

@@ -169,7 +169,8 @@ fn settle_in(
     (row.failed, row.stop_reason) = (failed, reason.map(StopReason::as_str));
     row.status = match verdict {
         _ if row.status == -1 => 5,
-        Verdict::PutBack => {
+        // Interrupted is never drawn: its back-off of a second is one of the database's clock.
+        Verdict::PutBack | Verdict::Interrupted => {
             row.attempt -= 1;
             row.due = Due::Now;
             1
