@@ -145,7 +145,7 @@ async fn written(state: &EngineState, link: &mut Link) {
     let mut backoff = Backoff::new(Duration::from_secs(1));
     loop {
         // Without a lease nothing of it is written any more.
-        let Some(runner) = *state.identity.borrow() else { return };
+        let Some(runner) = state.lease.runner() else { return };
         let look = async {
             let db = link.get().await?;
             state.within(lookup::unheard_claims(db, runner, 0, &[])).await
@@ -154,8 +154,7 @@ async fn written(state: &EngineState, link: &mut Link) {
             Ok(open) if open.is_empty() => return,
             Ok(_) => {}
             Err(error) => {
-                state.database_trouble("claim", &error);
-                link.close();
+                state.database_trouble("claim", &error, &mut link);
             }
         }
         tokio::time::sleep(backoff.next_wait()).await;

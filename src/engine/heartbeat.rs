@@ -172,7 +172,6 @@ async fn beat(
     watch: &mut Watch,
     pulse: &mut Pulse,
 ) -> Result<bool, DatabaseError> {
-    watch.begin_round();
     let sent = boottime();
     let beat = sqlx::query!(
         r#"with mine as (
@@ -208,6 +207,9 @@ async fn beat(
         );
         state.hints.wake.notify_one();
     }
+    // A round that was not answered is none: while the database accepts connections and answers nothing, the
+    // others cannot pulse either, and to count on would take them for dead.
+    watch.begin_round_at(sent);
     let others = answer.others.into_iter().zip(answer.seqs).zip(answer.leases);
     let others = others.map(|((id, seq), lease)| Seen { id, seq, lease: known_lease(state, lease) });
     for Seen { id: other, seq, .. } in watch.silent(others) {
@@ -275,11 +277,7 @@ impl Watch {
         Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new(), first_end: None }
     }
 
-    /// Starts a round; false if there was a gap before it.
-    fn begin_round(&mut self) -> bool {
-        self.begin_round_at(boottime())
-    }
-
+    /// A round was sent at this time, and answered; false if there was a gap before it.
     fn begin_round_at(&mut self, now: Duration) -> bool {
         let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.longest_gap);
         self.last_round = Some(now);

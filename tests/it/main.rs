@@ -26,6 +26,7 @@ mod load;
 mod logs;
 mod many_runners;
 mod odd_servers;
+mod operator_fuzz;
 mod outages;
 mod plans;
 mod poison;
