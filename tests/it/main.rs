@@ -16,6 +16,7 @@ mod control_plane;
 mod disk_full;
 mod embedded;
 mod engine;
+mod failures_page;
 mod faq;
 mod generic_jobs;
 mod guard;
