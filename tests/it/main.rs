@@ -19,6 +19,7 @@ mod effects;
 mod embedded;
 mod engine;
 mod failover;
+mod failures_page;
 mod faq;
 mod generic_jobs;
 mod guard;
