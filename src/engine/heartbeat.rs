@@ -23,11 +23,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(1));
     let mut watch = Watch::new(state.settings.engine.lease());
     let mut last_beat: Option<Duration> = None;
+    let mut doubted = false;
     loop {
         state.vitals.progress("heartbeat");
         state.vitals.set_running(state.running.count());
         // While drained it looks every time, so that it claims again as soon as it may.
-        let beat_is_due = state.draining.load(Ordering::Acquire)
+        let beat_is_due = std::mem::take(&mut doubted)
+            || state.draining.load(Ordering::Acquire)
             || last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
         let turned = tokio::select! {
             turned = turn(&state, &mut link, &mut watch, beat_is_due) => turned,
@@ -58,6 +60,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             () = state.vitals.rest("heartbeat", wait) => {}
             () = state.hints.cancel.notified() => {}
+            () = state.doubted.notified() => doubted = true,
             // The first job in progress: from now on cancels are polled for.
             () = state.running.first.notified() => {}
         }

@@ -14,9 +14,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
+
+/// A statement unanswered for so long raises the question whether the link is dead.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// Shared by the loops; each brings its own connection.
 pub(crate) struct EngineState {
@@ -37,6 +41,8 @@ pub(crate) struct EngineState {
     pub(crate) draining: AtomicBool,
     /// The daemon shuts down.
     pub(crate) stopping: AtomicBool,
+    /// A statement has had no answer for a while: is the link alive?
+    pub(crate) doubted: Notify,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
     pub(crate) control: Handle,
@@ -72,6 +78,7 @@ impl EngineState {
             identity: watch::Sender::new(None),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            doubted: Notify::new(),
             orphans: Notify::new(),
             control: parts.control,
             jobs_runtime: parts.jobs_runtime,
@@ -84,12 +91,24 @@ impl EngineState {
         self.control.metrics().num_alive_tasks() + self.jobs_runtime.metrics().num_alive_tasks()
     }
 
-    /// A statement of a loop, with its deadline.
+    /// A statement of a loop, with its deadline. While it goes unanswered the heartbeat asks for a sign of life: its
+    /// loop sends no small statement meanwhile, and perhaps no other does.
     pub(crate) async fn within<T>(
         &self,
         call: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, DatabaseError> {
-        self.lifeline.within(self.limits.deadline(), call).await
+        let answer = self.lifeline.within(self.limits.deadline(), call);
+        let doubts = async {
+            loop {
+                tokio::time::sleep(DOUBT).await;
+                self.doubted.notify_one();
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = doubts => unreachable!("it has no end"),
+        }
     }
 
     /// One so small that it is answered at once, unless the link is dead. Its answer proves that the database is there.
