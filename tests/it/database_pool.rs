@@ -195,26 +195,29 @@ fn a_stream_left_in_the_middle_costs_its_connection_and_nobody_reads_its_rest() 
 
 #[test]
 fn every_place_is_free_again_after_a_link_that_froze_under_all_of_them_healed() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     let lifeline = Arc::new(Lifeline::default());
     let database = Database::following(Arc::clone(&lifeline), &bench.options, "pool", 2, LIMITS);
-    block_on(async {
-        for _ in 0..3 {
-            let hung: Vec<_> = (0..2)
-                .map(|_| {
-                    let database = database.clone();
-                    tokio::spawn(
-                        async move { sqlx::raw_sql("select pg_sleep(0.3)").execute(&database).await },
-                    )
-                })
-                .collect();
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            bench.proxy.set(FROZEN);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    for _ in 0..3 {
+        let hung: Vec<_> = (0..2)
+            .map(|_| {
+                let database = database.clone();
+                runtime.spawn(async move { sqlx::raw_sql("select pg_sleep(2)").execute(&database).await })
+            })
+            .collect();
+        bench.db.wait_for(
+            "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+               and query = 'select pg_sleep(2)'",
+            "2",
+            SOON,
+        );
+        bench.proxy.set(FROZEN);
+        runtime.block_on(async {
             // As a control loop does that missed an answer.
             lifeline.cut();
             for hung in hung {
-                let error =
-                    timeout(Duration::from_secs(2), hung).await.expect("at once").unwrap().unwrap_err();
+                let error = timeout(SOON / 2, hung).await.expect("at once").unwrap().unwrap_err();
                 assert!(is_away(&error), "{error}");
             }
             let waiting = database.clone();
@@ -226,8 +229,15 @@ fn every_place_is_free_again_after_a_link_that_froze_under_all_of_them_healed() 
             let (first, second) = (database.begin().await.unwrap(), timeout(SOON, database.begin()).await);
             first.rollback().await.unwrap();
             second.expect("two places").unwrap().rollback().await.unwrap();
-        }
-    });
+        });
+        // Their sessions end when the server looks for them, two seconds after at most; no two rounds are mixed up.
+        bench.db.wait_for(
+            "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+               and query = 'select pg_sleep(2)'",
+            "0",
+            SOON,
+        );
+    }
 }
 
 #[test]

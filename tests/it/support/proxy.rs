@@ -418,7 +418,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Whether these messages of a server, from the first byte of one, end with ReadyForQuery.
+/// Whether these messages of a server, from the first byte of one, end with `ReadyForQuery`.
 fn is_ready_for_query(mut messages: &[u8]) -> bool {
     while let [kind, a, b, c, d, ..] = messages {
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
