@@ -154,7 +154,7 @@ async fn written(state: &EngineState, link: &mut Link) {
             Ok(open) if open.is_empty() => return,
             Ok(_) => {}
             Err(error) => {
-                state.database_trouble("claim", &error, &mut link);
+                state.database_trouble("claim", &error, link);
             }
         }
         tokio::time::sleep(backoff.next_wait()).await;

@@ -25,11 +25,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut watch = Watch::new(state.settings.engine.lease());
     let mut pulse = Pulse::default();
     let mut next_beat = Duration::ZERO;
+    let mut doubted = false;
     loop {
         state.vitals.progress("heartbeat");
         state.vitals.set_running(state.running.count());
         // While drained it looks every time, so that it claims again as soon as it may.
-        let beat_is_due = state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
+        let beat_is_due =
+            std::mem::take(&mut doubted) || state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
         let turned = tokio::select! {
             turned = turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due) => turned,
             () = stop.cancelled() => {
@@ -62,6 +64,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             () = state.vitals.rest("heartbeat", wait) => {}
             () = state.hints.cancel.notified() => {}
+            () = state.doubted.notified() => doubted = true,
             // The first job in progress: from now on cancels are polled for.
             () = state.running.first.notified() => {}
         }

@@ -7,6 +7,9 @@ use sqlx::PgConnection;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
+/// As with `engine.alone_processes = 0`: rows that runners died under are claimed like all others.
+const NEVER_ALONE: i32 = i32::MAX;
+
 pub struct Runner {
     pub db: PgConnection,
     id: Uuid,
@@ -55,9 +58,10 @@ impl Runner {
                 if config.max_instances == 0 { due } else { config.max_instances.saturating_sub(running) };
             wanted += due.min(room);
         }
-        let tick = moves::tick(&mut self.db, &self.jobs).await.unwrap();
+        let tick = moves::tick(&mut self.db, &self.jobs, NEVER_ALONE).await.unwrap();
         let most = i64::try_from(limit).unwrap();
-        let claimed = moves::claim(&mut self.db, self.id, &tick, most, false).await.unwrap().jobs;
+        let claimed =
+            moves::claim(&mut self.db, self.id, &tick, most, false, NEVER_ALONE).await.unwrap().jobs;
         if claimed.len() != wanted.min(limit) {
             return Err(format!("a claim of {limit} took {} rows, the model has {wanted}", claimed.len()));
         }
