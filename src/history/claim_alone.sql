@@ -9,7 +9,7 @@ with me as materialized (
   select h.ID, h.ConfigID
   from JobHistory h
   join ClaimableConfig c on c.ID = h.ConfigID
-  where h.ID = $2 and h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()
+  where h.ID = $2 and h.StatusID = 1 and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()
     and exists (select from me)
     and (c.MaxInstances = 0
       or $3 and c.MaxInstances > (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID))
@@ -25,7 +25,7 @@ set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StopReason = null, Progress = null
 from taken t
 cross join batch b
-where h.ID = t.ID and h.Ready
+where h.ID = t.ID and h.StatusID = 1
 returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
   h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
   h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",

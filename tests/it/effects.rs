@@ -285,3 +285,21 @@ fn a_daemon_killed_anywhere_in_its_entries_leaves_each_row_exactly_one() {
     assert_eq!(db.text("select count(*) || ' of ' || count(distinct ID) from Ledger"), "300 of 300");
     assert!(db.text("select max(Crashes) > 0 from JobHistory") == "t", "some rows were caught in the middle");
 }
+
+#[test]
+fn a_runner_whose_pulse_somebody_else_counts_up_gives_up_its_lease() {
+    let mut db = TestDb::new();
+    let config = db.config("SleepJob", "MaxInstances", "0");
+    let twin = Daemon::start_with(&db, &quick());
+    let id = db.insert(&config, r#"{"seconds": 1}"#);
+    db.wait_status(&id, 2);
+    let first = db.column(&id, "ThreadID");
+    // As a machine would that was cloned while the daemon ran: the clone pulses under the same ID.
+    db.exec("update Runner set Seq = Seq + 3");
+    twin.wait_line("the lease of");
+    db.wait_for(&format!("select count(*) from Runner where ID <> '{first}'"), "1", SOON);
+    // Nobody pulses for the old row now, so that what was claimed under it is rescued.
+    db.wait_status(&id, 3);
+    assert_ne!(db.column(&id, "ThreadID"), first);
+    db.wait_for("select count(*) from Runner", "1", SOON);
+}

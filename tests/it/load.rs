@@ -191,17 +191,9 @@ fn jobs_that_hold_every_connection_of_their_pool_hold_up_neither_pulse_nor_cance
     }
     let late = beats.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(SOON);
     assert!(late < Duration::from_millis(1200), "a beat was {late:?} after the one before");
-    // Who waits too long for a connection fails with a sentence; who is cancelled while waiting stops.
-    db.wait_for(
-        &format!("select count(*) >= 45 from JobHistory where ConfigID = '{hold}' and StatusID = 4"),
-        "t",
-        SOON,
-    );
-    let error =
-        db.text(&format!("select distinct Error from JobHistory where ConfigID = '{hold}' and StatusID = 4"));
-    assert!(error.contains("pool timed out"), "{error}");
+    // Those that hold one stop when told to, and so do those that wait for one.
     db.exec("update JobHistory set StatusID = -1 where StatusID = 2");
-    db.wait_count(&hold, 5, 5);
+    db.wait_count(&hold, 5, 50);
 }
 
 /// Milliseconds from INSERT to start of one row after the other, sorted.
@@ -308,7 +300,7 @@ fn memory(daemon: &Daemon, key: &str) -> u64 {
 fn sixty_four_payloads_of_a_mebibyte_at_once_take_less_than_three_times_their_size() {
     const ROWS: u64 = 64;
     let mut db = TestDb::new();
-    let config = db.config("LedgerJob", "MaxInstances", "0");
+    let config = db.config("WriteJob", "MaxInstances", "0");
     let daemon = Daemon::start_with(&db, &[QUIET]);
     let small = db.insert(&config, r#"{"file": "/dev/null"}"#);
     db.wait_status(&small, 3);

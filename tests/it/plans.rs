@@ -108,7 +108,7 @@ fn finishing_a_row_is_a_heap_only_update() {
 fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
     let (mut db, free, parked) = filled();
     let mut session = db.session(Speaker::Runner);
-    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) || ', 2' from Job");
     session.exec("set plan_cache_mode = force_generic_plan");
     session.exec(&format!("prepare tick as {TICK}"));
     session.exec(&format!("prepare claim as {CLAIM}"));
@@ -154,8 +154,8 @@ fn statements_that_were_planned_on_an_empty_table_do_not_walk_over_a_full_one() 
     db.exec(&register);
     let mut session = db.session(Speaker::Runner);
     session.exec("set plan_cache_mode = force_generic_plan");
-    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
-    let claim = format!("'{runner}', array['{free}', '{parked}']::uuid[], 2, array['{parked}']::uuid[]");
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) || ', 2' from Job");
+    let claim = format!("'{runner}', array['{free}', '{parked}']::uuid[], 2, array['{parked}']::uuid[], 2");
     let statements =
         [("tick", TICK), ("claim", CLAIM), ("around", CLAIM_AROUND), ("settle", SETTLE), ("rescue", RESCUE)];
     for (name, sql) in statements {
