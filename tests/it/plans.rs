@@ -126,7 +126,7 @@ fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
                 .map(|key| plan[0]["Plan"][key].as_i64().unwrap())
                 .sum()
         };
-        read(&format!("execute tick({jobs}, 2)"))
+        read(&format!("execute tick({jobs})"))
             + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}', 2)"))
     };
     pages(&mut session);
