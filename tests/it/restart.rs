@@ -103,6 +103,27 @@ fn the_rows_of_a_killed_daemon_run_elsewhere_or_end_as_their_configuration_says(
 }
 
 #[test]
+fn with_the_default_settings_the_rows_of_a_killed_daemon_run_elsewhere_within_thirty_seconds() {
+    let mut db = TestDb::new();
+    let config = db.config("SleepJob", "MaxInstances", "0");
+    let mut first = Daemon::start(&db);
+    let id = db.insert(&config, "{}");
+    db.wait_status(&id, 2);
+    let _second = Daemon::start(&db);
+    db.wait_for("select count(*) from Runner", "2", SOON);
+    first.kill();
+    let killed = Instant::now();
+    db.wait_for(
+        &format!("select StatusID = 2 and Crashes = 1 from JobHistory where ID = '{id}'"),
+        "t",
+        Duration::from_secs(40),
+    );
+    let took = killed.elapsed();
+    eprintln!("elsewhere after {took:.1?}");
+    assert!(took < Duration::from_secs(30), "{took:?}");
+}
+
+#[test]
 fn a_daemon_frozen_beyond_its_lease_overwrites_nothing_and_works_again() {
     let mut db = TestDb::new();
     let config = db.config("StubbornJob", "MaxInstances", "0");
