@@ -1,0 +1,76 @@
+//! I6: what ran twice did so for a reason. A row is taken from a runner only if that runner was dead, frozen or cut off,
+//! and a started run goes back on the queue only where a daemon stopped. PostgreSQL's absence is no reason.
+
+use super::Findings;
+use super::i04_own_outcome::is_put_back;
+use crate::clock::{Nanos, SECOND, seconds};
+use crate::history::History;
+use crate::nemesis::Fault;
+use uuid::Uuid;
+
+pub fn check(history: &History, found: &mut Findings) {
+    for (row, trail) in &history.trails {
+        let mut claimed = None;
+        for (at, change) in trail.iter().enumerate() {
+            if change.is_claim() {
+                claimed = Some(at);
+            }
+            let Some(runner) = change.old_thread.filter(|_| change.ends_run()) else { continue };
+            if change.is_rescue() {
+                found.decide("I6");
+                if let Some(why) = no_reason(history, runner, change.at) {
+                    found.violate("I6", format!("{row} was taken from a runner that {why}: {change:?}"));
+                }
+            } else if is_put_back(change) {
+                found.decide("I6");
+                let runs = history.runs.get(row).map_or(&[][..], Vec::as_slice);
+                let started = runs.iter().any(|run| run.claim == claimed && run.started < change.at);
+                if started && !was_stopping(history, runner, change.at) {
+                    found.violate(
+                        "I6",
+                        format!("{row} ran and was put back by a runner that did not stop: {change:?}"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// `None` if there was a reason to hold the runner for dead.
+fn no_reason(history: &History, runner: Uuid, at: Nanos) -> Option<String> {
+    const EARLIER: Nanos = 12 * SECOND;
+    let Some((pid, daemon)) = history.daemon_of_runner(runner) else {
+        return Some("was never registered".to_owned());
+    };
+    let (_, life) = history.lives.iter().find(|(_, life)| life.pid == pid)?;
+    if life.to.is_some_and(|end| end <= at) {
+        return None;
+    }
+    let cause = history.faults.iter().any(|fault| {
+        let kind = matches!(
+            fault.fault,
+            Fault::FreezeLong
+                | Fault::FreezeShort
+                | Fault::Terminate
+                | Fault::ProxyFreeze
+                | Fault::ProxyDelay
+                | Fault::LinkDown
+                | Fault::Stall
+        );
+        kind && fault.daemon.is_none_or(|number| number == daemon)
+            && fault.from <= at
+            && fault.to.is_none_or(|end| end + EARLIER >= at)
+    });
+    let age = seconds(at.saturating_sub(history.runners.get(&runner).map_or(at, |known| known.1)));
+    (!cause).then(|| format!("lived (process {pid} of daemon {daemon}, registered {age:.1} s before)"))
+}
+
+fn was_stopping(history: &History, runner: Uuid, at: Nanos) -> bool {
+    let Some((_, daemon)) = history.daemon_of_runner(runner) else { return false };
+    history.faults.iter().any(|fault| {
+        fault.fault == Fault::Terminate
+            && fault.daemon == Some(daemon)
+            && fault.from <= at
+            && fault.to.is_none_or(|end| end + SECOND >= at)
+    })
+}

@@ -1,0 +1,59 @@
+//! I8: the API is never hit harder than its source allows, by its own clock: `Delay` between two calls, `Concurrency` at once.
+
+use super::Findings;
+use crate::clock::{MILLI, Nanos, seconds};
+use crate::history::History;
+use crate::lanes::{CONCURRENCY, DELAY_MILLIS};
+use std::collections::HashMap;
+
+/// On its way from the daemon to the API a call may take longer than the one before it.
+const JITTER: Nanos = 5 * MILLI;
+/// Beyond this it is no jitter, even on a busy machine.
+const GROSS: Nanos = 60 * MILLI;
+
+pub fn check(history: &History, found: &mut Findings) {
+    let mut last: HashMap<&str, Nanos> = HashMap::new();
+    for call in &history.arrivals {
+        found.decide("I8");
+        let frozen = call.row.is_some_and(|row| {
+            history.trails.get(&row).into_iter().flatten().filter_map(|change| change.thread).any(|runner| {
+                history.daemon_of_runner(runner).is_some_and(|(_, daemon)| {
+                    history.was_frozen(daemon, call.t.saturating_sub(500 * MILLI), call.t)
+                })
+            })
+        });
+        if call.in_flight > CONCURRENCY {
+            if frozen {
+                found.slack("calls of a process frozen between its permit and the call");
+            } else {
+                found.violate(
+                    "I8",
+                    format!("{} calls of {} were in flight at once", call.in_flight, call.source),
+                );
+            }
+        }
+        let before = last.insert(&call.source, call.t);
+        let Some(before) = before.filter(|_| call.source == "paced") else { continue };
+        let gap = call.t - before;
+        if gap + JITTER >= DELAY_MILLIS * MILLI {
+            continue;
+        }
+        if gap + GROSS >= DELAY_MILLIS * MILLI {
+            found.slack("calls less than 60 ms too early, on a busy machine");
+        } else if frozen
+            || history
+                .troubles(None, before, call.t)
+                .any(|fault| fault.fault == crate::nemesis::Fault::CpuHog)
+        {
+            found.slack("calls of a process frozen between its permit and the call");
+        } else {
+            found.violate(
+                "I8",
+                format!(
+                    "two calls of paced came {:.3} s apart, {DELAY_MILLIS} ms are asked for",
+                    seconds(gap)
+                ),
+            );
+        }
+    }
+}
