@@ -5,12 +5,18 @@
 //! row's next status.
 
 mod context;
+mod effect;
 mod error;
+mod gate;
 mod outcome;
 
+pub use crate::history::effects::Before;
 pub use context::{Child, JobContext, JobRow};
 pub(crate) use context::{ContextParts, ProgressBoard};
+pub use effect::Effect;
 pub use error::{ErrorKind, JobError};
+pub(crate) use gate::EffectGate;
+pub use gate::NotOursAnyMore;
 pub use outcome::Outcome;
 
 use schemars::JsonSchema;

@@ -30,6 +30,7 @@ mod engine;
 pub mod history;
 pub mod job;
 pub mod jobs;
+mod lease;
 pub mod limits;
 pub mod log;
 pub mod postgres;

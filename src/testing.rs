@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::config_rows::JobConfig;
-use crate::history::HistoryId;
-use crate::job::{ContextParts, JobContext, JobRow, ProgressBoard};
+use crate::history::{Fence, HistoryId};
+use crate::job::{ContextParts, EffectGate, JobContext, JobRow, ProgressBoard};
 use crate::limits::SourceLimiter;
 use sqlx::PgPool;
 use std::sync::Arc;
@@ -29,8 +29,10 @@ pub fn context(
     };
     let span = tracing::info_span!("job", id = %row.id, job = config.job_struct);
     JobContext::new(ContextParts {
+        fence: Fence { id: row.id, claim: 0, attempt: row.attempt },
         row,
         runner: limiter.runner(),
+        gate: EffectGate::open(limiter.runner()),
         config: Arc::new(config),
         settings: Arc::new(settings),
         pool,

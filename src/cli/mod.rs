@@ -200,7 +200,7 @@ impl From<DatabaseError> for Failure {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Sql(error) => error.into(),
-            late @ DatabaseError::Deadline(_) => Self::database(late),
+            away => Self::database(away),
         }
     }
 }

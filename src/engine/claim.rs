@@ -26,7 +26,7 @@ const SAY_EVERY: Duration = Duration::from_secs(60);
 pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: CancellationToken) {
     let mut link = Link::new(&state, "claim");
     let mut backoff = Backoff::new(Duration::from_secs(1));
-    let mut identity = state.identity.subscribe();
+    let mut identity = state.lease.identity();
     let job_ids: Vec<i32> = state.jobs.keys().copied().collect();
     let mut memory = Memory::default();
     let mut said: Option<Instant> = None;

@@ -7,7 +7,8 @@ use super::dispatch::RunnableJob;
 use super::running::{Run, Running, StopCause, stop_reason};
 use crate::config::Config;
 use crate::history::{Fence, Settlement, StopReason, Verdict};
-use crate::job::{ContextParts, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
+use crate::job::{ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
+use crate::lease::Lease;
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
 use chrono::{DateTime, Utc};
@@ -42,6 +43,7 @@ pub(crate) struct Executor {
     pub(crate) settings: Arc<Config>,
     pub(crate) pool: PgPool,
     pub(crate) limiter: SourceLimiter,
+    pub(crate) lease: Arc<Lease>,
     pub(crate) progress: Arc<ProgressBoard>,
     pub(crate) running: Arc<Running>,
     pub(crate) finished: UnboundedSender<FinishedJob>,
@@ -71,13 +73,16 @@ impl Executor {
             reported: false,
         };
         let span = run.span.clone();
+        let gate = EffectGate::new(Arc::clone(&self.lease), run.runner, run.over.clone());
         let ctx = JobContext::new(ContextParts {
             row,
+            fence: run.fence,
             runner: run.runner,
             config,
             settings: Arc::clone(&self.settings),
             pool: self.pool.clone(),
-            limiter: self.limiter.clone(),
+            limiter: self.limiter.behind(gate.clone()),
+            gate,
             cancel: run.cancel.clone(),
             progress: Arc::clone(&self.progress),
             span: span.clone(),

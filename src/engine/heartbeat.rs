@@ -8,6 +8,7 @@ use super::link::Link;
 use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
+use crate::lease::boottime;
 use crate::postgres::connect::{Backoff, DatabaseError, within};
 use sqlx::PgConnection;
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut link = Link::new(&state, "heartbeat");
     let mut backoff = Backoff::new(Duration::from_secs(1));
     let mut watch = Watch::new(state.settings.engine.lease());
+    let mut pulse = Pulse::default();
     let mut last_beat: Option<Duration> = None;
     loop {
         state.vitals.progress("heartbeat");
@@ -29,7 +31,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         // While drained it looks every time, so that it claims again as soon as it may.
         let beat_is_due = state.draining.load(Ordering::Acquire)
             || last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
-        let wait = match turn(&state, &mut link, &mut watch, beat_is_due).await {
+        let wait = match turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due).await {
             Ok(()) => {
                 backoff.reset();
                 state.database_fine();
@@ -46,6 +48,8 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             Err(error) => {
                 state.database_trouble("heartbeat", &error);
                 link.close();
+                // The next turn shall renew the lease, whatever this one was for.
+                last_beat = None;
                 backoff.next_wait()
             }
         };
@@ -57,8 +61,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = state.running.first.notified() => {}
         }
     }
-    let identity = *state.identity.borrow();
-    if let Some(id) = identity
+    if let Some(id) = state.lease.runner()
         && let Ok(db) = link.get().await
     {
         // If this fails the others remove the row after a lease.
@@ -68,17 +71,28 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     }
 }
 
+/// What we know of our own `Seq`. Only this loop counts it up, so any other value means that somebody else has
+/// our ID (a machine that was cloned while we ran), or that what we wrote was lost in a failover.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// As last read.
+    seq: i64,
+    /// Pulses sent since whose answer never came: each was counted or not.
+    unheard: i64,
+}
+
 async fn turn(
     state: &EngineState,
     link: &mut Link,
     watch: &mut Watch,
+    pulse: &mut Pulse,
     beat_is_due: bool,
 ) -> Result<(), DatabaseError> {
-    let identity = *state.identity.borrow();
+    // Connecting may find another cluster, and then we are nobody in it.
     let db = link.get().await?;
-    let Some(id) = identity else { return register(state, db).await };
-    if beat_is_due && !beat(state, db, id, watch).await? {
-        return register(state, db).await;
+    let Some(id) = state.lease.runner() else { return register(state, db, pulse).await };
+    if beat_is_due && !beat(state, db, id, watch, pulse).await? {
+        return register(state, db, pulse).await;
     }
     if state.running.count() > 0 {
         let cancels = within(state.limits.statement, lookup::cancel_requests(&mut *db, id)).await?;
@@ -110,11 +124,17 @@ async fn forget_answered(
     Ok(())
 }
 
-async fn register(state: &EngineState, db: &mut PgConnection) -> Result<(), DatabaseError> {
+async fn register(
+    state: &EngineState,
+    db: &mut PgConnection,
+    pulse: &mut Pulse,
+) -> Result<(), DatabaseError> {
     let id = Uuid::new_v4();
     let jobs: Vec<i32> = state.jobs.keys().copied().collect();
+    let sent = boottime();
     let insert = sqlx::query!(
-        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Running, Tasks)
+        "with before as (delete from Runner where ID = $10)
+         insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Running, Tasks)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         id,
         host_name(),
@@ -125,47 +145,57 @@ async fn register(state: &EngineState, db: &mut PgConnection) -> Result<(), Data
         &jobs,
         count(state.running.count()),
         count(state.tasks()),
+        state.left_behind(),
     );
     within(state.limits.statement, insert.execute(db)).await?;
+    state.forget_left_behind();
+    *pulse = Pulse::default();
     state.draining.store(false, Ordering::Release);
-    state.identity.send_replace(Some(id));
+    state.lease.registered(id, sent);
     // Whoever died before may have left rows.
     state.orphans.notify_one();
     tracing::info!("Job Runner: registered as {id}");
     Ok(())
 }
 
-/// One pulse, and a look at the others. False if our own row is gone: others held us for dead and may run our
-/// rows by now, so every run here is told to stop and none of them is written any more.
+/// One pulse, and a look at the others. False if our own row is gone or no longer ours: others held us for dead
+/// and may run our rows by now, so every run here is told to stop and none of them is written any more.
 async fn beat(
     state: &EngineState,
     db: &mut PgConnection,
     id: Uuid,
     watch: &mut Watch,
+    pulse: &mut Pulse,
 ) -> Result<bool, DatabaseError> {
-    let gap_is_over = watch.begin_round();
+    watch.begin_round();
+    let sent = boottime();
     let beat = sqlx::query!(
         r#"with mine as (
              update Runner r
              set Seq = r.Seq + 1, Pulse = clock_timestamp(), Running = $2, Tasks = $3,
                  State = case when $4 then 'stopping' when r.Draining then 'draining' else 'running' end
-             where r.ID = $1
-             returning r.Draining)
-           select (select m.Draining from mine m) as draining,
+             where r.ID = $1 and r.Seq between $5 and $6
+             returning r.Seq, r.Draining)
+           select (select m.Seq from mine m) as seq, (select m.Draining from mine m) as draining,
              array(select r.ID from Runner r where r.ID <> $1 order by r.ID) as "others!",
-             array(select r.Seq from Runner r where r.ID <> $1 order by r.ID) as "seqs!""#,
+             array(select r.Seq from Runner r where r.ID <> $1 order by r.ID) as "seqs!",
+             array(select r.LeaseSeconds from Runner r where r.ID <> $1 order by r.ID) as "leases!""#,
         id,
         count(state.running.count()),
         count(state.tasks()),
         state.stopping.load(Ordering::Acquire),
+        pulse.seq,
+        pulse.seq + pulse.unheard,
     );
+    pulse.unheard += 1;
     let answer = within(state.limits.statement, beat.fetch_one(&mut *db)).await?;
-    let Some(draining) = answer.draining else {
+    let (Some(seq), Some(draining)) = (answer.seq, answer.draining) else {
         tracing::warn!("Job Runner: the lease of {id} was lost; its runs are stopped and it registers anew");
-        state.identity.send_replace(None);
-        state.running.stop_all(StopCause::Lost, Some(id));
+        state.lose_lease();
         return Ok(false);
     };
+    *pulse = Pulse { seq, unheard: 0 };
+    state.lease.renewed(id, sent);
     if state.draining.swap(draining, Ordering::AcqRel) != draining {
         tracing::info!(
             "Job Runner: {}",
@@ -173,16 +203,25 @@ async fn beat(
         );
         state.hints.wake.notify_one();
     }
-    if gap_is_over {
-        for (other, seq) in watch.silent(answer.others.into_iter().zip(answer.seqs)) {
-            let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
-            if within(state.limits.statement, reap.execute(&mut *db)).await?.rows_affected() > 0 {
-                tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
-                state.orphans.notify_one();
-            }
+    let others = answer.others.into_iter().zip(answer.seqs).zip(answer.leases);
+    let others = others.map(|((id, seq), lease)| Seen { id, seq, lease: known_lease(state, lease) });
+    for Seen { id: other, seq, .. } in watch.silent(others) {
+        // The row may have pulsed since we looked, or be gone.
+        let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
+        if within(state.limits.statement, reap.execute(&mut *db)).await?.rows_affected() > 0 {
+            tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
+            state.orphans.notify_one();
         }
     }
     Ok(true)
+}
+
+/// A lease that makes no sense was edited by hand; ours does instead.
+fn known_lease(state: &EngineState, seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|lease| !lease.is_zero())
+        .unwrap_or(state.settings.engine.lease())
 }
 
 fn count(n: usize) -> i32 {
@@ -193,30 +232,40 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Time since boot, counting the time a virtual machine was suspended, which `Instant` does not.
-fn boottime() -> Duration {
-    #[cfg(target_os = "linux")]
-    let clock = rustix::time::ClockId::Boottime;
-    #[cfg(not(target_os = "linux"))]
-    let clock = rustix::time::ClockId::Monotonic;
-    let now = rustix::time::clock_gettime(clock);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+/// Another runner, as a pulse found it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Seen {
+    id: Uuid,
+    seq: i64,
+    /// `Runner.LeaseSeconds`: its own, which it counts on.
+    lease: Duration,
+}
+
+/// How long a `Seq` has stood still.
+#[derive(Debug, Clone, Copy)]
+struct Stopwatch {
+    seq: i64,
+    since: Duration,
+    rounds: u32,
 }
 
 /// Stopwatches on the other runners.
 ///
-/// A runner is dead when its `Seq` stood still for a lease by our clock. After a gap in our own rounds (we
-/// were frozen, or the database was away) every stopwatch starts anew: the others could not pulse either.
+/// A runner is dead when its `Seq` stood still for its lease by our clock. After a gap in our own rounds (we
+/// were frozen, or the database was away) every stopwatch starts anew: the others could not pulse either. One
+/// interval is never enough, because a runner whose lease is shorter than our interval may just be coming back.
 #[derive(Debug)]
 struct Watch {
-    lease: Duration,
+    /// Longest time between two rounds that is no gap. With the pulse that was seen just before an outage and the
+    /// one that is sent just after it, an outage of this length does not make up a lease.
+    longest_gap: Duration,
     last_round: Option<Duration>,
-    seen: HashMap<Uuid, (i64, Duration)>,
+    seen: HashMap<Uuid, Stopwatch>,
 }
 
 impl Watch {
     fn new(lease: Duration) -> Self {
-        Self { lease, last_round: None, seen: HashMap::new() }
+        Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new() }
     }
 
     /// Starts a round; false if there was a gap before it.
@@ -225,7 +274,7 @@ impl Watch {
     }
 
     fn begin_round_at(&mut self, now: Duration) -> bool {
-        let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.lease * 3 / 4);
+        let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.longest_gap);
         self.last_round = Some(now);
         if !gapless {
             self.seen.clear();
@@ -233,20 +282,20 @@ impl Watch {
         gapless
     }
 
-    /// Those that stood still for a lease, with the `Seq` they stopped at.
-    fn silent(&mut self, others: impl Iterator<Item = (Uuid, i64)>) -> Vec<(Uuid, i64)> {
+    /// Those that stood still for their lease.
+    fn silent(&mut self, others: impl Iterator<Item = Seen>) -> Vec<Seen> {
         let now = self.last_round.unwrap_or_default();
         let mut seen = HashMap::new();
         let mut silent = Vec::new();
-        for (id, seq) in others {
-            let since = match self.seen.get(&id) {
-                Some((known, since)) if *known == seq => *since,
-                _ => now,
+        for other in others {
+            let watch = match self.seen.get(&other.id) {
+                Some(watch) if watch.seq == other.seq => Stopwatch { rounds: watch.rounds + 1, ..*watch },
+                _ => Stopwatch { seq: other.seq, since: now, rounds: 0 },
             };
-            if now.saturating_sub(since) > self.lease {
-                silent.push((id, seq));
+            if now.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 {
+                silent.push(other);
             }
-            seen.insert(id, (seq, since));
+            seen.insert(other.id, watch);
         }
         self.seen = seen;
         silent
@@ -261,28 +310,43 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    fn seen(id: u128, seq: i64) -> Seen {
+        Seen { id: Uuid::from_u128(id), seq, lease: at(20) }
+    }
+
     #[test]
-    fn a_runner_that_stands_still_for_a_lease_is_dead_and_one_that_pulses_is_not() {
-        let (dead, alive) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    fn a_runner_that_stands_still_for_its_own_lease_is_dead_and_one_that_pulses_is_not() {
         let mut watch = Watch::new(at(20));
         let mut reaped = Vec::new();
+        let patient = Seen { lease: at(60), ..seen(3, 7) };
         for round in 0..6_u64 {
             watch.begin_round_at(at(100 + 5 * round));
-            let seq = i64::try_from(round).unwrap();
-            reaped.extend(watch.silent([(dead, 7), (alive, seq)].into_iter()));
+            let alive = seen(2, i64::try_from(round).unwrap());
+            reaped.extend(watch.silent([seen(1, 7), alive, patient].into_iter()));
         }
-        assert_eq!(reaped, [(dead, 7)]);
+        assert_eq!(reaped, [seen(1, 7)]);
+    }
+
+    #[test]
+    fn a_lease_shorter_than_our_interval_is_over_after_two_of_them() {
+        let mut watch = Watch::new(at(60));
+        let brief = Seen { lease: at(3), ..seen(1, 7) };
+        watch.begin_round_at(at(100));
+        assert!(watch.silent([brief].into_iter()).is_empty());
+        watch.begin_round_at(at(115));
+        assert!(watch.silent([brief].into_iter()).is_empty(), "it may have been away with the database");
+        watch.begin_round_at(at(130));
+        assert_eq!(watch.silent([brief].into_iter()), [brief]);
     }
 
     #[test]
     fn after_a_gap_of_our_own_every_stopwatch_starts_anew() {
-        let other = Uuid::from_u128(1);
         let mut watch = Watch::new(at(20));
         watch.begin_round_at(at(100));
-        watch.silent([(other, 7)].into_iter());
+        watch.silent([seen(1, 7)].into_iter());
         assert!(!watch.begin_round_at(at(160)), "sixty seconds without a round are a gap");
-        assert!(watch.silent([(other, 7)].into_iter()).is_empty());
+        assert!(watch.silent([seen(1, 7)].into_iter()).is_empty());
         assert!(watch.begin_round_at(at(165)));
-        assert!(watch.silent([(other, 7)].into_iter()).is_empty());
+        assert!(watch.silent([seen(1, 7)].into_iter()).is_empty());
     }
 }

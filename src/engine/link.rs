@@ -1,31 +1,38 @@
 //! One connection of one loop: opened when needed, dropped after any error or missed deadline.
 
 use super::state::EngineState;
-use crate::postgres::connect::{self, DatabaseError, Limits, Speaker};
+use crate::postgres::cluster::{self, Cluster};
+use crate::postgres::connect::{self, DatabaseError, Speaker};
 use sqlx::PgConnection;
-use sqlx::postgres::PgConnectOptions;
+use std::sync::Arc;
 
 /// A loop's own connection. The control loops share no pool: one that waits cannot make another wait.
-#[derive(Debug)]
 pub(crate) struct Link {
-    options: PgConnectOptions,
     name: &'static str,
-    limits: Limits,
-    connection: Option<PgConnection>,
+    connection: Option<(PgConnection, Cluster)>,
+    state: Arc<EngineState>,
 }
 
 impl Link {
-    pub(crate) fn new(state: &EngineState, name: &'static str) -> Self {
-        Self { options: state.options.clone(), name, limits: state.limits, connection: None }
+    pub(crate) fn new(state: &Arc<EngineState>, name: &'static str) -> Self {
+        Self { name, connection: None, state: Arc::clone(state) }
     }
 
-    /// The connection, opened within the time limit if there is none.
+    /// The connection, opened within the time limit if there is none, or if it speaks to a cluster that was
+    /// replaced meanwhile.
     pub(crate) async fn get(&mut self) -> Result<&mut PgConnection, DatabaseError> {
+        let state = &self.state;
         let connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect::connect(&self.options, self.name, Speaker::Runner, self.limits).await?,
+            Some((connection, cluster)) if state.is_current(cluster) => (connection, cluster),
+            _ => {
+                let mut db =
+                    connect::connect(&state.options, self.name, Speaker::Runner, state.limits).await?;
+                let cluster = cluster::identify(&mut db, state.limits.connect).await?;
+                state.saw_cluster(cluster)?;
+                (db, cluster)
+            }
         };
-        Ok(self.connection.insert(connection))
+        Ok(&mut self.connection.insert(connection).0)
     }
 
     /// After an error: what state the session is in, or whether the statement runs on, is not known, so it is

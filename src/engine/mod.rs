@@ -64,6 +64,7 @@ impl Engine {
             // Replaced at the first claim, when there is a Runner row.
             limiter: SourceLimiter::new(pool.clone(), uuid::Uuid::nil()),
             pool,
+            lease: Arc::clone(&state.lease),
             progress: Arc::clone(&state.progress),
             running: Arc::clone(&state.running),
             finished,

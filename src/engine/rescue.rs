@@ -47,7 +47,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
 }
 
 async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> Result<(), DatabaseError> {
-    let Some(runner) = *state.identity.borrow() else { return Ok(()) };
+    let Some(runner) = state.lease.runner() else { return Ok(()) };
     if busy {
         let newest = state.progress.take();
         if !newest.is_empty() {

@@ -47,6 +47,8 @@ pub(crate) struct Run {
     pub(crate) cancel: CancellationToken,
     pub(crate) time_limit: Option<Duration>,
     pub(crate) span: tracing::Span,
+    /// Cancelled when nothing may be done in its name any more, whatever its code still does.
+    pub(crate) over: CancellationToken,
     cause: AtomicU8,
     settled: AtomicBool,
 }
@@ -66,6 +68,7 @@ impl Run {
             cancel: CancellationToken::new(),
             time_limit,
             span,
+            over: CancellationToken::new(),
             cause: AtomicU8::new(0),
             settled: AtomicBool::new(false),
         }
@@ -73,6 +76,7 @@ impl Run {
 
     /// The right to say how this run ended; true once.
     pub(crate) fn settle_right(&self) -> bool {
+        self.over.cancel();
         !self.settled.swap(true, Ordering::AcqRel)
     }
 
@@ -86,6 +90,7 @@ impl Run {
         let first = self.cause.compare_exchange(0, cause as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if cause == StopCause::Lost {
             self.cause.store(cause as u8, Ordering::Release);
+            self.over.cancel();
         }
         self.cancel.cancel();
         first

@@ -1,18 +1,20 @@
 //! What the loops of one daemon share.
 
-use super::running::Running;
+use super::running::{Running, StopCause};
 use crate::config::Config;
 use crate::job::ProgressBoard;
+use crate::lease::Lease;
+use crate::postgres::cluster::Cluster;
 use crate::postgres::connect::{DatabaseError, Limits};
 use crate::postgres::listen::Hints;
 use crate::registry::AnyJob;
 use crate::vitals::Vitals;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 /// Shared by the loops; each brings its own connection.
@@ -26,9 +28,10 @@ pub(crate) struct EngineState {
     pub(crate) vitals: Arc<Vitals>,
     /// `Job.ID` -> the job this binary has for it.
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
-    /// `Runner.ID`, while registered. A new one after each registration, so that what was claimed under an
-    /// old one can never be mistaken for ours.
-    pub(crate) identity: watch::Sender<Option<Uuid>>,
+    /// Who we are to the other runners, and until when that is sure.
+    pub(crate) lease: Arc<Lease>,
+    /// The cluster we speak to, and who we were in the one before.
+    cluster: Mutex<KnownCluster>,
     /// `Runner.Draining`, as last read.
     pub(crate) draining: AtomicBool,
     /// The daemon shuts down.
@@ -38,6 +41,13 @@ pub(crate) struct EngineState {
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
     database_up: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct KnownCluster {
+    now: Option<Cluster>,
+    /// `Runner.ID` that was ours before the cluster changed; its row may stand in the new one.
+    left_behind: Option<Uuid>,
 }
 
 /// What [`EngineState::new`] wants.
@@ -54,6 +64,7 @@ pub(crate) struct Parts {
 impl EngineState {
     pub(crate) fn new(parts: Parts) -> Self {
         let grace = parts.settings.engine.cancel_grace();
+        let lease = parts.settings.engine.lease();
         Self {
             settings: parts.settings,
             options: parts.options,
@@ -63,7 +74,8 @@ impl EngineState {
             progress: Arc::default(),
             vitals: parts.vitals,
             jobs: parts.jobs,
-            identity: watch::Sender::new(None),
+            lease: Arc::new(Lease::new(lease)),
+            cluster: Mutex::default(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             orphans: Notify::new(),
@@ -76,6 +88,52 @@ impl EngineState {
     /// Alive tokio tasks of the whole process: a steady rise is a leak.
     pub(crate) fn tasks(&self) -> usize {
         self.control.metrics().num_alive_tasks() + self.jobs_runtime.metrics().num_alive_tasks()
+    }
+
+    /// The lease is gone: whatever was claimed under it is no longer ours. Its runs are told to stop, none of them
+    /// passes the effect gate or is written any more.
+    pub(crate) fn lose_lease(&self) -> Option<Uuid> {
+        let was = self.lease.lost();
+        if let Some(runner) = was {
+            self.running.stop_all(StopCause::Lost, Some(runner));
+        }
+        was
+    }
+
+    /// A connection was opened to this cluster. After a failover our registration may be in it or not, and rows may
+    /// stand as they did before we wrote them, so everything begins anew under another identity. A server that lags
+    /// behind what we know is refused: it is an old primary that nobody stopped.
+    pub(crate) fn saw_cluster(&self, cluster: Cluster) -> Result<(), DatabaseError> {
+        let mut known = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.now.replace(cluster) {
+            Some(before) if cluster.is_behind(before) => {
+                known.now = Some(before);
+                return Err(DatabaseError::OldTimeline);
+            }
+            Some(before) if before != cluster => {
+                tracing::warn!(
+                    "Job Runner: the database is {cluster} now, it was {before}; the runs are stopped and it registers anew"
+                );
+                known.left_behind = self.lose_lease();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a connection that was opened to `cluster` still speaks to the one we know.
+    pub(crate) fn is_current(&self, cluster: Cluster) -> bool {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).now == Some(cluster)
+    }
+
+    /// Who we were before the cluster changed; the caller removes that row.
+    pub(crate) fn left_behind(&self) -> Option<Uuid> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).left_behind
+    }
+
+    /// That row is removed.
+    pub(crate) fn forget_left_behind(&self) {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner).left_behind = None;
     }
 
     /// Says once, at the first failing call, that the database is away; the calls go on trying.

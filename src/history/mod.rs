@@ -16,6 +16,7 @@
 //! attempt, claim and status. A write that finds something else changes nothing, so a late runner never
 //! overwrites a newer state.
 
+pub mod effects;
 pub mod lookup;
 pub mod moves;
 mod status;

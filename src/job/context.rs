@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use crate::config_rows::{JobConfig, SourceConfig};
-use crate::history::{HistoryId, NewRow, moves};
-use crate::job::JobError;
+use crate::history::{Fence, HistoryId, NewRow, moves};
+use crate::job::{Effect, EffectGate, JobError, NotOursAnyMore};
 use crate::limits::SourceLimiter;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -39,7 +39,9 @@ pub struct JobContext {
 
 pub(crate) struct ContextParts {
     pub(crate) row: JobRow,
+    pub(crate) fence: Fence,
     pub(crate) runner: Uuid,
+    pub(crate) gate: EffectGate,
     pub(crate) config: Arc<JobConfig>,
     pub(crate) settings: Arc<Config>,
     pub(crate) pool: PgPool,
@@ -115,6 +117,21 @@ impl JobContext {
     /// Whether this run shall stop.
     pub fn is_cancelled(&self) -> bool {
         self.parts.cancel.is_cancelled()
+    }
+
+    /// The effect gate: returns when this run may act outside now. It waits while the database is away and the
+    /// runner's lease has lapsed, because others may have taken the row meanwhile, and fails once one may have.
+    /// It costs no statement, so ask before every call that is not behind [`JobContext::limiter`] (which asks by
+    /// itself) or [`JobContext::effect`].
+    pub async fn may_act(&self) -> Result<(), NotOursAnyMore> {
+        self.parts.gate.pass().await
+    }
+
+    /// Begins a step that acts outside and must not be repeated unawares: passes the gate, writes the intention
+    /// down in `JobEffect`, and says what earlier attempts of this row and iteration did about it. `step` is a name
+    /// of 1 to 200 characters of the job's own, such as `"create ticket"`. A cancelled run begins no step.
+    pub async fn effect(&self, step: &str) -> Result<Effect, JobError> {
+        Effect::begin(&self.parts, step).await
     }
 
     /// Says how far it is, for `JobHistory.Progress`; the newest word is written about once a second.

@@ -9,6 +9,7 @@ mod release;
 
 use crate::config_rows::SourceConfig;
 use crate::history::HistoryId;
+use crate::job::{EffectGate, NotOursAnyMore};
 use release::{Release, Releases};
 use sqlx::PgPool;
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone)]
 pub struct SourceLimiter {
     inner: Arc<Inner>,
+    /// Of the run it grants calls to.
+    gate: Option<EffectGate>,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,9 @@ pub enum LimitError {
     /// Other runners took this one for dead, so it must not call anybody.
     #[error("failed to call source {0}: this runner is no longer registered")]
     RunnerGone(Uuid),
+    /// The row is another run's by now.
+    #[error(transparent)]
+    NotOurs(#[from] NotOursAnyMore),
     /// The database could not be asked.
     #[error("failed to ask for a call to source {id}")]
     Database {
@@ -130,7 +136,12 @@ impl SourceLimiter {
     /// A limiter for this runner, on this database.
     pub fn new(pool: PgPool, runner: Uuid) -> Self {
         let inner = Inner { pool, runner, lanes: Mutex::default(), releases: OnceLock::new() };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), gate: None }
+    }
+
+    /// The same for one run: a call is granted only while that run may act outside.
+    pub(crate) fn behind(&self, gate: EffectGate) -> Self {
+        Self { inner: Arc::clone(&self.inner), gate: Some(gate) }
     }
 
     /// `Runner.ID` its calls count for.
@@ -162,6 +173,15 @@ impl SourceLimiter {
             tokio::time::sleep_until(start).await;
             let missed = start.elapsed() > Self::LATE;
             if delayed && attempt < 3 && (missed || lane.is_paused()) {
+                continue;
+            }
+            if let Some(gate) = &self.gate
+                && !gate.is_open()?
+            {
+                // Whether this run may still call will be known when the database is back; by then the start that was
+                // given out is long past.
+                drop(permit);
+                gate.pass().await?;
                 continue;
             }
             return Ok(permit);

@@ -33,6 +33,12 @@ pub enum DatabaseError {
     /// No answer in time. The connection must not be used again.
     #[error("failed to hear from the database within {0:?}")]
     Deadline(Duration),
+    /// A standby, which takes no writes.
+    #[error("failed to use the database: this server is a standby (pg_is_in_recovery)")]
+    Standby,
+    /// An old primary beside the one that replaced it.
+    #[error("failed to use the database: this server is on an older timeline than the one used before")]
+    OldTimeline,
     /// Everything else, in sqlx's words.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),

@@ -57,7 +57,10 @@ impl SchemaError {
     /// Whether waiting may help.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Standby | Self::Database(DatabaseError::Deadline(_)) => true,
+            Self::Standby
+            | Self::Database(
+                DatabaseError::Deadline(_) | DatabaseError::Standby | DatabaseError::OldTimeline,
+            ) => true,
             Self::Database(DatabaseError::Sql(e)) | Self::Migration(MigrateError::Execute(e)) => {
                 connect::is_outage(e)
             }

@@ -1,5 +1,6 @@
 //! Talking to PostgreSQL: connecting with deadlines, migrating, listening, and the private server.
 
+pub(crate) mod cluster;
 pub mod connect;
 pub mod embedded;
 pub mod listen;
