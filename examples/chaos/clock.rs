@@ -31,11 +31,6 @@ impl WallOffset {
     pub fn to_boot(self, wall_micros: i64) -> Nanos {
         u64::try_from(i128::from(wall_micros) * 1000 + self.0).unwrap_or(0)
     }
-
-    /// The other way.
-    pub fn to_wall_micros(self, boot: Nanos) -> i64 {
-        i64::try_from((i128::from(boot) - self.0) / 1000).unwrap_or(0)
-    }
 }
 
 /// For reports.

@@ -123,9 +123,9 @@ impl Job for ChaosJob {
                 run.end(What::Stopped);
                 return Err(JobError::stopped());
             }
-            if let Err(refused) = may_act(&ctx).await {
+            if let Err(refused) = ctx.may_act().await {
                 run.end(What::Stopped);
-                return Err(refused);
+                return Err(refused.into());
             }
             run.say(What::Effect, step, effects::now());
         }
@@ -149,11 +149,6 @@ impl Job for ChaosJob {
         run.end(What::Ok);
         Ok(Outcome::done())
     }
-}
-
-/// The gate before an effect.
-async fn may_act(_: &JobContext) -> Result<(), JobError> {
-    std::future::ready(Ok(())).await
 }
 
 /// Whether [`post`] posts.

@@ -31,7 +31,7 @@ impl Worker {
             lanes,
             rng,
             recorder,
-            pause: Duration::from_millis(250),
+            pause: Duration::from_millis(140),
             recent: VecDeque::new(),
             continuous: Vec::new(),
             schedules: Vec::new(),

@@ -12,6 +12,7 @@
 )]
 
 mod api;
+mod bugs;
 mod clock;
 mod daemons;
 mod effects;
@@ -51,7 +52,26 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let report = Box::pin(round::run(&options)).await;
+        if options.all_bugs {
+            return match bugs::hunt_all(&options).await {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(sentence) => refuse(&sentence),
+            };
+        }
+        if let Some(name) = &options.bug {
+            return match bugs::find(name) {
+                Ok(bug) => match bugs::hunt(&options, bug).await {
+                    Some((what, seconds)) => {
+                        println!("{name}: caught after {seconds:.0} s by {what}");
+                        ExitCode::SUCCESS
+                    }
+                    None => refuse(&format!("{name} was not caught")),
+                },
+                Err(sentence) => refuse(&sentence),
+            };
+        }
+        let report = Box::pin(round::run(&options, round::Plan::default())).await;
         print!("{}", report.print());
         if let Some(file) = &options.json {
             let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
@@ -59,4 +79,9 @@ fn main() -> ExitCode {
         }
         if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     })
+}
+
+fn refuse(sentence: &str) -> ExitCode {
+    eprintln!("chaos: {sentence}");
+    ExitCode::FAILURE
 }

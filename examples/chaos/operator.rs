@@ -27,7 +27,6 @@ impl Operator {
     /// Runs one statement and writes down what came of it. The rows it returns are (ID, `StatusID`).
     pub async fn run(&mut self, intent: Intent, rows: Vec<Uuid>, sql: String) -> Answer {
         let Some(mut db) = self.connected().await else { return Answer::Failed("no connection".into()) };
-        let invoked = clock::now();
         let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone())).fetch_all(&mut db);
         let answer = match tokio::time::timeout(PATIENCE, asked).await {
             Err(_) => Answer::Unknown,
@@ -39,8 +38,7 @@ impl Operator {
         if answer != Answer::Unknown {
             self.connection = Some(db);
         }
-        let operation =
-            Operation { invoked, answered: clock::now(), intent, rows, sql, answer: answer.clone() };
+        let operation = Operation { answered: clock::now(), intent, rows, sql, answer: answer.clone() };
         self.recorder.note(operation);
         answer
     }

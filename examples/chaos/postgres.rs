@@ -35,7 +35,6 @@ pub struct Server {
     pub small_disk: Option<PathBuf>,
     socket: PathBuf,
     options: PgConnectOptions,
-    user: u32,
 }
 
 impl Server {
@@ -74,7 +73,7 @@ impl Server {
         migrate::migrate(&options, limits).await.expect("the schema");
         let mut db = PgConnection::connect_with(&options).await.expect("a connection");
         exec(&mut db, include_str!("schema.sql")).await;
-        Arc::new(Self { server: Mutex::new(server), small_disk, socket, options, user })
+        Arc::new(Self { server: Mutex::new(server), small_disk, socket, options })
     }
 
     /// How operators connect: to the socket, with nothing of rosterd's settings.
@@ -137,11 +136,6 @@ impl Server {
                 End::Killed => "KILL",
             },
         );
-    }
-
-    /// The server's user, who owns the small disk.
-    pub fn user(&self) -> u32 {
-        self.user
     }
 
     /// At the end of the run.

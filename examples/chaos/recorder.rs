@@ -34,7 +34,6 @@ pub enum Answer {
 /// One statement.
 #[derive(Debug, Clone)]
 pub struct Operation {
-    pub invoked: Nanos,
     pub answered: Nanos,
     pub intent: Intent,
     pub rows: Vec<Uuid>,

@@ -114,6 +114,17 @@ impl World {
             .await;
     }
 
+    /// Undoes what a fault may have been interrupted in.
+    pub fn heal(&self) {
+        if let Some(disk) = &self.server.small_disk {
+            // There is none most of the time.
+            let _ = std::fs::remove_file(disk.join("fill"));
+        }
+        for daemon in &self.daemons {
+            daemon.signal("CONT");
+        }
+    }
+
     /// Waits until each daemon has its row in `Runner`.
     pub async fn wait_registered(&self) {
         let mut operator = self.operator();

@@ -8,6 +8,7 @@ use super::{CatchUp, MissedPlan, MissedRun, Overlap, Recurrence, Zone, jitter, m
 use crate::history::{lookup, moves};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
 use crate::postgres::listen::Hints;
+use crate::seeded_bugs::{self, Bug};
 use crate::vitals::Vitals;
 use chrono::{DateTime, NaiveTime, Utc};
 use sqlx::PgConnection;
@@ -136,6 +137,10 @@ impl Scheduler {
                         tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
                         within(self.limits.statement, sqlx::raw_sql("rollback").execute(&mut db)).await?;
                         held.insert(schedule.id);
+                        #[cfg(feature = "seeded-bugs")]
+                        if seeded_bugs::is(Bug::DueTimeForgotten) {
+                            seeded_bugs::forget_due_time(&mut db, schedule.id).await?;
+                        }
                     }
                     Err(error) => return Err(error),
                 }
@@ -224,7 +229,7 @@ async fn fire(
     )
     .execute(&mut *db)
     .await?;
-    if moved.rows_affected() == 0 {
+    if moved.rows_affected() == 0 && !seeded_bugs::is(Bug::SchedulesUnguarded) {
         return Ok(None);
     }
     if plan.fire.is_empty() || !schedule.live {

@@ -9,13 +9,20 @@ use crate::recorder::{Answer, Intent};
 /// After the acknowledgement.
 const NO_NEW_RUN_AFTER: Nanos = 2 * SECOND;
 /// The hint may be lost (a poll), the job hear it late (its grace), be aborted (two seconds), and this machine be busy.
-const SOON: Nanos = 6 * SECOND;
+const SOON: Nanos = 4 * SECOND;
 
 pub fn check(history: &History, found: &mut Findings) {
     for operation in history.operations.iter().filter(|operation| operation.intent == Intent::Cancel) {
+        if let Answer::Refused(why) = &operation.answer {
+            found.violate("I7", format!("a cancel was refused: {why}"));
+        }
         let Answer::Done(rows) = &operation.answer else { continue };
         for (row, answered) in rows {
             found.decide("I7");
+            let was_pending = history.trails.get(row).into_iter().flatten().any(|change| change.is(1, -1));
+            if was_pending {
+                found.violate("I7", format!("{row} was pending and did not end with its cancel"));
+            }
             let stands = history.table.get(row).copied();
             if history.over && stands != Some(5) {
                 found.violate(
