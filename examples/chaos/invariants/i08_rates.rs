@@ -4,6 +4,7 @@ use super::Findings;
 use crate::clock::{MILLI, Nanos, seconds};
 use crate::history::History;
 use crate::lanes::{CONCURRENCY, DELAY_MILLIS};
+use crate::nemesis::Fault;
 use std::collections::HashMap;
 
 /// On its way from the daemon to the API a call may take longer than the one before it.
@@ -40,12 +41,11 @@ pub fn check(history: &History, found: &mut Findings) {
         }
         if gap + GROSS >= DELAY_MILLIS * MILLI {
             found.slack("calls less than 60 ms too early, on a busy machine");
-        } else if frozen
-            || history
-                .troubles(None, before, call.t)
-                .any(|fault| fault.fault == crate::nemesis::Fault::CpuHog)
-        {
+        } else if frozen || was(history, Fault::CpuHog, before, call.t) {
             found.slack("calls of a process frozen between its permit and the call");
+        } else if was(history, Fault::ClockStep, before, call.t) {
+            // The newest start is remembered by the wall clock, which jumped over the Delay.
+            found.slack("calls too early at the moment the server's clock was put forward");
         } else {
             found.violate(
                 "I8",
@@ -56,4 +56,8 @@ pub fn check(history: &History, found: &mut Findings) {
             );
         }
     }
+}
+
+fn was(history: &History, kind: Fault, from: Nanos, to: Nanos) -> bool {
+    history.troubles(None, from, to).any(|fault| fault.fault == kind)
 }
