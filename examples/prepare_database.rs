@@ -15,7 +15,11 @@ fn main() -> Result<ExitCode> {
     let mut options = EmbeddedOptions::new(folder);
     options.durability = Durability::ThrowAway;
     let server = EmbeddedPostgres::start(&options)?;
-    let limits = Limits { connect: Duration::from_secs(10), statement: Duration::from_mins(1) };
+    let limits = Limits {
+        connect: Duration::from_secs(10),
+        statement: Duration::from_mins(1),
+        answer: Duration::from_secs(5),
+    };
     tokio::runtime::Runtime::new()?.block_on(migrate::migrate(&server.connect_options(), limits))?;
     let status = Command::new(program).args(args).env("DATABASE_URL", server.url()).status()?;
     server.stop()?;

@@ -3,8 +3,10 @@
 use crate::config::Config;
 use crate::engine::{Engine, state};
 use crate::log::{LogLines, write_logs};
-use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
+use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker};
+use crate::postgres::database::Database;
 use crate::postgres::embedded::EmbeddedPostgres;
+use crate::postgres::lifeline::Lifeline;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
@@ -73,10 +75,7 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
     let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
     let vitals = Arc::new(Vitals::new());
-    let limits = Limits {
-        connect: settings.database.connect_timeout(),
-        statement: settings.database.statement_timeout(),
-    };
+    let limits = settings.database.limits();
 
     // These tell others how we are until the very end.
     let web_stop = CancellationToken::new();
@@ -92,15 +91,18 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     let Some(jobs) = prepare(&options, limits, &registry, &vitals, &signals.stop).await? else {
         return Ok(()); // told to stop before the database was there
     };
-    let pool = connect::pool(&options, "jobs", settings.database.max_connections, limits);
-    let log_pool = connect::pool(&options, "logs", 1, limits);
+    let lifeline = Arc::new(Lifeline::default());
+    let open =
+        |name, connections| Database::following(Arc::clone(&lifeline), &options, name, connections, limits);
+    let (database, log_database) = (open("jobs", settings.database.max_connections), open("logs", 1));
     let logs_stop = CancellationToken::new();
-    let logs = tokio::spawn(write_logs(log_lines, log_pool, logs_stop.clone()));
+    let logs = tokio::spawn(write_logs(log_lines, log_database, logs_stop.clone()));
 
     let state = Arc::new(state::EngineState::new(state::Parts {
         settings: Arc::clone(&settings),
         options: options.clone(),
         limits,
+        lifeline: Arc::clone(&lifeline),
         vitals: Arc::clone(&vitals),
         jobs,
         control: Handle::current(),
@@ -109,14 +111,20 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     let scheduler = tick::Scheduler {
         options: options.clone(),
         limits,
+        lifeline: Arc::clone(&lifeline),
         hints: state.hints.clone(),
         vitals: Arc::clone(&vitals),
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), pool);
-    let autostart =
-        tokio::spawn(autostart_configs(options.clone(), limits, state.hints.clone(), signals.stop.clone()));
+    let engine = Engine::start(Arc::clone(&state), database);
+    let autostart = tokio::spawn(autostart_configs(
+        options.clone(),
+        limits,
+        Arc::clone(&lifeline),
+        state.hints.clone(),
+        signals.stop.clone(),
+    ));
     let schedule_stop = CancellationToken::new();
     let schedule = tokio::spawn(scheduler.run(schedule_stop.clone()));
 
@@ -193,6 +201,7 @@ async fn prepare(
         let outcome = tokio::select! {
             () = stop.cancelled() => return Ok(None),
             outcome = prepare_once(options, limits, registry) => outcome,
+            limit = link_is_dead(options, limits) => Err(DatabaseError::Deadline(limit).into()),
         };
         match outcome {
             Ok(jobs) => {
@@ -225,6 +234,20 @@ async fn prepare_once(
     let mut db = connect::connect(options, "start", Speaker::Runner, limits).await?;
     warn_of_lossy_server(&mut db).await?;
     Ok(register_jobs(&mut db, registry).await?)
+}
+
+/// A migration may take long, and waiting for another daemon's too, so nothing of the start has a deadline. Instead a
+/// connection made beside it every now and then shows whether the database can be reached at all.
+async fn link_is_dead(options: &PgConnectOptions, limits: Limits) -> Duration {
+    const LOOK: Duration = Duration::from_secs(2);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if let Err(DatabaseError::Deadline(limit)) =
+            connect::connect(options, "start", Speaker::Operator, limits).await
+        {
+            return limit;
+        }
+    }
 }
 
 /// Settings under which a crash of the server's machine may lose what was acknowledged.
@@ -282,6 +305,7 @@ pub(crate) async fn register_jobs(
 async fn autostart_configs(
     options: PgConnectOptions,
     limits: Limits,
+    lifeline: Arc<Lifeline>,
     hints: crate::postgres::listen::Hints,
     stop: CancellationToken,
 ) {
@@ -290,7 +314,7 @@ async fn autostart_configs(
     loop {
         let attempt = async {
             let mut db = connect::connect(&options, "autostart", Speaker::Runner, limits).await?;
-            within(limits.statement, autostart::run(&mut db, &served)).await
+            lifeline.within(limits.deadline(), autostart::run(&mut db, &served)).await
         };
         let outcome = tokio::select! {
             () = stop.cancelled() => return,

@@ -4,6 +4,7 @@
 //! [`Outcome`] or a [`JobError`]. It never touches `JobHistory`: the engine turns what it returns into the
 //! row's next status.
 
+mod complete;
 mod context;
 mod effect;
 mod error;
@@ -18,6 +19,7 @@ pub use error::{ErrorKind, JobError};
 pub(crate) use gate::EffectGate;
 pub use gate::NotOursAnyMore;
 pub use outcome::Outcome;
+pub(crate) use outcome::storable_result;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};

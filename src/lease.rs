@@ -120,7 +120,7 @@ impl Lease {
 
     /// A sixth of the lease is the margin.
     fn until(&self, sent: Duration) -> Duration {
-        sent.saturating_add(self.length - self.length / 6)
+        sent.saturating_add(self.length / 6 * 5)
     }
 }
 

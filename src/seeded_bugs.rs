@@ -93,7 +93,7 @@ mod seeded {
         ),
         (
             "stop-burns-attempt",
-            &[("when n.Verdict = 4 then h.Attempt - 1", "when n.Verdict = 4 then h.Attempt")],
+            &[("when n.Verdict in (4, 5) then h.Attempt - 1", "when n.Verdict in (4, 5) then h.Attempt")],
         ),
         (
             "iteration-counted-twice",

@@ -5,7 +5,7 @@ use crate::config_rows::JobConfig;
 use crate::history::{Fence, HistoryId};
 use crate::job::{ContextParts, EffectGate, JobContext, JobRow, ProgressBoard};
 use crate::limits::SourceLimiter;
-use sqlx::PgPool;
+use crate::postgres::database::Database;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 /// What a run would get from the engine, for a first attempt of a row that is in no table. `cancel` stops it.
 pub fn context(
-    pool: PgPool,
+    database: Database,
     limiter: SourceLimiter,
     config: JobConfig,
     settings: Config,
@@ -35,7 +35,7 @@ pub fn context(
         gate: EffectGate::open(limiter.runner()),
         config: Arc::new(config),
         settings: Arc::new(settings),
-        pool,
+        database,
         limiter,
         cancel,
         progress: Arc::new(ProgressBoard::default()),

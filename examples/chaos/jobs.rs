@@ -151,11 +151,15 @@ impl Job for ChaosJob {
     }
 }
 
-/// Whether [`post`] posts.
-pub const POSTS: bool = false;
-
 /// An effect in rosterd's own database, committed with the completion.
-async fn post(_: &JobContext, mut run: Run) -> Result<Outcome, JobError> {
+async fn post(ctx: &JobContext, mut run: Run) -> Result<Outcome, JobError> {
+    let mut transaction = ctx.database().begin().await?;
+    sqlx::query("insert into chaos.ledger (id, runner) values ($1, $2)")
+        .bind(ctx.row().id.0)
+        .bind(ctx.runner_id())
+        .execute(&mut *transaction)
+        .await?;
+    // Written down before the commit, because it may be the last thing this process does.
     run.end(What::Ok);
-    std::future::ready(Ok(Outcome::done())).await
+    ctx.complete(transaction, Outcome::done()).await
 }

@@ -69,7 +69,11 @@ impl Server {
         } else {
             exec(&mut db, &format!("create database {DATABASE}")).await;
         }
-        let limits = Limits { connect: Duration::from_secs(10), statement: Duration::from_mins(1) };
+        let limits = Limits {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(10),
+            statement: Duration::from_mins(1),
+        };
         migrate::migrate(&options, limits).await.expect("the schema");
         let mut db = PgConnection::connect_with(&options).await.expect("a connection");
         exec(&mut db, include_str!("schema.sql")).await;

@@ -200,7 +200,7 @@ impl From<DatabaseError> for Failure {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Sql(error) => error.into(),
-            away => Self::database(away),
+            unheard => Self::database(unheard),
         }
     }
 }
@@ -246,10 +246,7 @@ pub(crate) struct Database {
 impl Database {
     /// The configured database, or the private one, started if it does not run yet. Blocks while it starts.
     pub(crate) fn open(settings: &Config) -> Result<Self, Failure> {
-        let limits = Limits {
-            connect: settings.database.connect_timeout(),
-            statement: settings.database.statement_timeout(),
-        };
+        let limits = settings.database.limits();
         if let Some(options) = settings.database.connect_options()? {
             return Ok(Self { options, limits, embedded: None });
         }

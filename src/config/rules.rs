@@ -44,6 +44,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("database.max_connections", Rule::Whole(1, 1000)),
     ("database.connect_timeout_seconds", Rule::Number(0.1, 600.0)),
     ("database.statement_timeout_seconds", Rule::Number(0.0, 86_400.0)),
+    ("database.answer_timeout_seconds", Rule::Number(0.2, 600.0)),
     ("state.dir", Rule::Text),
     ("embedded.bin_dir", Rule::Text),
     ("embedded.user", Rule::Text),

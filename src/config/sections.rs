@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::error::{ConfigError, Place, Problem};
 use super::rules;
+use crate::postgres::connect::Limits;
 
 /// `[database]`: the PostgreSQL to work on.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +27,7 @@ pub struct DatabaseSection {
     pub max_connections: u32,
     pub connect_timeout_seconds: f64,
     pub statement_timeout_seconds: f64,
+    pub answer_timeout_seconds: f64,
 }
 
 impl DatabaseSection {
@@ -75,6 +77,20 @@ impl DatabaseSection {
     /// When the server ends a statement; zero is never, as for PostgreSQL itself.
     pub fn statement_timeout(&self) -> Duration {
         seconds(self.statement_timeout_seconds)
+    }
+
+    /// How long the answer to a statement that costs nothing may take.
+    pub fn answer_timeout(&self) -> Duration {
+        seconds(self.answer_timeout_seconds)
+    }
+
+    /// All of these together.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            connect: self.connect_timeout(),
+            statement: self.statement_timeout(),
+            answer: self.answer_timeout(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::link::Link;
 use super::state::EngineState;
 use crate::config_rows;
 use crate::history::{ClaimedJob, lookup, moves};
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{self, Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
 use std::sync::Arc;
@@ -22,6 +22,9 @@ use uuid::Uuid;
 
 /// How often the sleeping runner says so at INFO; the other times at DEBUG.
 const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// How long a claim may go on unheard on a server that puts no limit on statements.
+const LONG_STATEMENT: Duration = Duration::from_mins(1);
 
 /// Claims until `stop`.
 pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: CancellationToken) {
@@ -41,17 +44,26 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
         let was_full = state.running.count() >= state.settings.engine.workers;
         let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
             (Some(runner), false) => {
-                match turn(&state, &executor, &mut link, runner, &job_ids, &mut memory).await {
+                // Told to stop, it need not wait for a database that is away. A claim is always heard to its end.
+                let linked = tokio::select! {
+                    linked = link.get() => linked.map(drop),
+                    () = stop.cancelled() => return,
+                };
+                let turned = match linked {
+                    Ok(()) => turn(&state, &executor, &mut link, runner, &job_ids, &mut memory).await,
+                    Err(error) => Err(error),
+                };
+                match turned {
                     Ok(sleep) => {
                         backoff.reset();
-                        state.database_fine();
                         state.vitals.set_ready(true);
                         sleep
                     }
                     Err(error) => {
-                        state.database_trouble("claim", &error);
-                        link.close();
-                        memory.doubt(2 * state.limits.statement);
+                        state.database_trouble("claim", &error, &mut link);
+                        if !connect::is_locked(&error) {
+                            memory.doubt(2 * state.limits.deadline().unwrap_or(LONG_STATEMENT));
+                        }
                         Some(backoff.next_wait())
                     }
                 }
@@ -105,13 +117,13 @@ async fn turn(
     }
     let db = link.get().await?;
     give_back_unheard(state, executor, db, runner, memory).await?;
-    let mut tick = within(state.limits.statement, moves::tick(&mut *db, job_ids)).await?;
+    let mut tick = state.promptly(moves::tick(&mut *db, job_ids)).await?;
     if tick.schedules_due {
         state.hints.schedule.notify_one();
     }
     if tick.is_idle() && tick.unarmed {
-        within(state.limits.statement, arm(&mut *db)).await?;
-        tick = within(state.limits.statement, moves::tick(&mut *db, job_ids)).await?;
+        state.promptly(arm(&mut *db)).await?;
+        tick = state.promptly(moves::tick(&mut *db, job_ids)).await?;
     }
     if tick.is_idle() {
         let due =
@@ -120,8 +132,7 @@ async fn turn(
     }
     let limit = i64::try_from(free.min(engine.claim_batch)).unwrap_or(i64::MAX);
     let began = Instant::now();
-    let claimed =
-        within(state.limits.statement, moves::claim(&mut *db, runner, &tick, limit, memory.around)).await?;
+    let claimed = state.within(moves::claim(&mut *db, runner, &tick, limit, memory.around)).await?;
     memory.around = claimed.left_locked;
     if claimed.jobs.is_empty() {
         if memory.around {
@@ -184,7 +195,7 @@ async fn give_back_unheard(
     };
     let over = Instant::now() >= until;
     let unheard = lookup::unheard_claims(&mut *db, runner, memory.floor, &memory.known);
-    for (fence, config) in within(state.limits.statement, unheard).await? {
+    for (fence, config) in state.within(unheard).await? {
         tracing::warn!("Job Runner: {} was claimed but the answer was lost, it goes back", fence.id);
         executor.put_back(fence, config, runner);
         memory.known.push(fence.claim);
@@ -207,7 +218,7 @@ async fn start(
     let mut ids: Vec<Uuid> = claimed.iter().map(|job| job.config).collect();
     ids.sort_unstable();
     ids.dedup();
-    let configs = match within(state.limits.statement, config_rows::load(db, &ids)).await {
+    let configs = match state.within(config_rows::load(db, &ids)).await {
         Ok(configs) => configs,
         Err(error) => {
             for job in &claimed {

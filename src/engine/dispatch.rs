@@ -59,6 +59,7 @@ pub(crate) fn dispatch(
                 stop_reason: None,
                 progress: None,
             },
+            settled: None,
             started: claimed.started,
             began: Instant::now(),
             limited: config.limited,

@@ -6,15 +6,17 @@
 use super::dispatch::RunnableJob;
 use super::running::{Run, Running, StopCause, stop_reason};
 use crate::config::Config;
+use crate::history::moves::Settled;
 use crate::history::{Fence, Settlement, StopReason, Verdict};
-use crate::job::{ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard};
+use crate::job::{
+    ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard, storable_result,
+};
 use crate::lease::Lease;
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
+use crate::postgres::database::Database;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
-use serde_json::Value;
-use sqlx::PgPool;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(crate) struct FinishedJob {
     pub(crate) settlement: Settlement,
+    /// What the row became, if the job's own transaction has settled it: then there is nothing to write.
+    pub(crate) settled: Option<Settled>,
     /// When it was claimed, by the database's clock.
     pub(crate) started: DateTime<Utc>,
     /// When its job began, for the log.
@@ -41,7 +45,7 @@ pub(crate) struct FinishedJob {
 #[derive(Clone)]
 pub(crate) struct Executor {
     pub(crate) settings: Arc<Config>,
-    pub(crate) pool: PgPool,
+    pub(crate) database: Database,
     pub(crate) limiter: SourceLimiter,
     pub(crate) lease: Arc<Lease>,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -54,7 +58,7 @@ impl Executor {
     /// Calls of the runs it starts count for this runner from now on.
     pub(crate) fn claim_as(&mut self, runner: Uuid) {
         if self.limiter.runner() != runner {
-            self.limiter = SourceLimiter::new(self.pool.clone(), runner);
+            self.limiter = SourceLimiter::new(self.database.clone(), runner);
         }
     }
 
@@ -80,7 +84,7 @@ impl Executor {
             runner: run.runner,
             config,
             settings: Arc::clone(&self.settings),
-            pool: self.pool.clone(),
+            database: self.database.clone(),
             limiter: self.limiter.behind(gate.clone()),
             gate,
             cancel: run.cancel.clone(),
@@ -113,6 +117,7 @@ impl Executor {
         let span = job_span("", "", fence.id.0);
         let _ = self.finished.send(FinishedJob {
             settlement,
+            settled: None,
             started: DateTime::<Utc>::UNIX_EPOCH,
             began: Instant::now(),
             limited: true,
@@ -139,6 +144,7 @@ impl Executor {
         if cause != Some(StopCause::Lost) {
             let _ = self.finished.send(FinishedJob {
                 settlement,
+                settled: None,
                 started: DateTime::<Utc>::UNIX_EPOCH,
                 began: Instant::now(),
                 limited: true,
@@ -174,15 +180,23 @@ impl Reporter {
         if !self.run.settle_right() {
             return; // abandoned: its row has ended without it
         }
-        let cause = self.run.cause();
+        let settled = match &end {
+            Some(Ok(Ok(outcome))) => outcome.settled.filter(|(fence, _)| *fence == self.run.fence),
+            _ => None,
+        };
+        let settled = settled.map(|(_, settled)| settled);
+        // A row that is settled has ended well, whatever the run was told meanwhile.
+        let cause = self.run.cause().filter(|_| settled.is_none());
         let mut settlement = judge(&self.run, cause, end);
-        cap_result(&mut settlement, self.result_max_bytes);
+        settlement.result =
+            settlement.result.and_then(|result| storable_result(result, self.result_max_bytes));
         settlement.progress = self.progress.take_one(self.run.fence.id);
         // Handed over before it counts as ended: a stop waits for the count, and then for what was handed over.
         // A lost row is another runner's now.
         if cause != Some(StopCause::Lost) {
             let _ = self.finished.send(FinishedJob {
                 settlement,
+                settled,
                 started: self.started,
                 began: self.began,
                 limited: self.limited,
@@ -226,6 +240,7 @@ fn judge(run: &Run, cause: Option<StopCause>, end: Option<End>) -> Settlement {
         Some(Ok(Err(error))) => {
             settlement.verdict = match error.kind() {
                 ErrorKind::Fatal => Verdict::FailedForGood,
+                ErrorKind::DatabaseAway => Verdict::Interrupted,
                 ErrorKind::Retry | ErrorKind::Stopped => Verdict::Failed,
             };
             settlement.error = Some(storable(&error.to_string()));
@@ -276,36 +291,4 @@ fn storable(text: &str) -> String {
         kept.push_str(" ... (cut)");
     }
     kept
-}
-
-/// A result too large for the row is replaced by an object that says so; NUL cannot be stored in a jsonb.
-fn cap_result(settlement: &mut Settlement, max_bytes: usize) {
-    let Some(result) = &settlement.result else { return };
-    if is_deeper_than(result, MAX_DEPTH) {
-        let reason = format!("nested more than {MAX_DEPTH} levels deep");
-        settlement.result = Some(serde_json::json!({ "truncated": true, "reason": reason }));
-        return;
-    }
-    let printed = result.to_string();
-    if printed.len() > max_bytes {
-        settlement.result = Some(serde_json::json!({
-            "truncated": true,
-            "bytes": printed.len(),
-            "reason": format!("larger than engine.result_max_bytes ({max_bytes})"),
-        }));
-    } else if printed.contains("\\u0000") {
-        settlement.result = serde_json::from_str(&printed.replace("\\u0000", "\\ufffd")).ok();
-    }
-}
-
-/// Levels of lists and objects in a result, as in a payload. PostgreSQL refuses a jsonb of some thousands.
-const MAX_DEPTH: usize = 100;
-
-fn is_deeper_than(value: &Value, levels: usize) -> bool {
-    let below = |inner: &Value| levels == 0 || is_deeper_than(inner, levels - 1);
-    match value {
-        Value::Array(items) => items.iter().any(below),
-        Value::Object(fields) => fields.values().any(below),
-        _ => false,
-    }
 }

@@ -9,7 +9,7 @@ use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
 use crate::lease::boottime;
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
 use std::collections::HashMap;
@@ -25,32 +25,37 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(1));
     let mut watch = Watch::new(state.settings.engine.lease());
     let mut pulse = Pulse::default();
-    let mut last_beat: Option<Duration> = None;
+    let mut next_beat = Duration::ZERO;
     loop {
         state.vitals.progress("heartbeat");
         state.vitals.set_running(state.running.count());
         // While drained it looks every time, so that it claims again as soon as it may.
-        let beat_is_due = state.draining.load(Ordering::Acquire)
-            || last_beat.is_none_or(|at| boottime() >= at + state.settings.engine.heartbeat());
-        let wait = match turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due).await {
+        let beat_is_due = state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
+        let turned = tokio::select! {
+            turned = turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due) => turned,
+            () = stop.cancelled() => {
+                link.close();
+                break;
+            }
+        };
+        let wait = match turned {
             Ok(()) => {
                 backoff.reset();
-                state.database_fine();
-                if beat_is_due {
-                    last_beat = Some(boottime());
-                }
                 let engine = &state.settings.engine;
+                if beat_is_due {
+                    next_beat = watch.next_round(boottime() + engine.heartbeat());
+                }
+                let until_beat = next_beat.saturating_sub(boottime());
                 if state.running.count() > 0 || state.draining.load(Ordering::Acquire) {
-                    engine.poll().min(engine.heartbeat())
+                    engine.poll().min(until_beat)
                 } else {
-                    engine.heartbeat()
+                    until_beat
                 }
             }
             Err(error) => {
-                state.database_trouble("heartbeat", &error);
-                link.close();
+                state.database_trouble("heartbeat", &error, &mut link);
                 // The next turn shall renew the lease, whatever this one was for.
-                last_beat = None;
+                next_beat = Duration::ZERO;
                 backoff.next_wait()
             }
         };
@@ -62,13 +67,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = state.running.first.notified() => {}
         }
     }
-    if let Some(id) = state.lease.runner()
-        && let Ok(db) = link.get().await
-    {
+    if let Some(id) = state.lease.runner() {
+        let leave = async {
+            let db = link.get().await?;
+            state.promptly(sqlx::query!("delete from Runner where ID = $1", id).execute(db)).await
+        };
         // If this fails the others remove the row after a lease.
-        let _ =
-            within(state.limits.connect, sqlx::query!("delete from Runner where ID = $1", id).execute(db))
-                .await;
+        let _ = tokio::time::timeout(state.limits.answer, leave).await;
     }
 }
 
@@ -96,7 +101,7 @@ async fn turn(
         return register(state, db, pulse).await;
     }
     if state.running.count() > 0 && !seeded_bugs::is(Bug::CancelsUnheard) {
-        let cancels = within(state.limits.statement, lookup::cancel_requests(&mut *db, id)).await?;
+        let cancels = state.promptly(lookup::cancel_requests(&mut *db, id)).await?;
         let gone: Vec<Uuid> = cancels
             .into_iter()
             .filter(|history| !state.running.stop(*history, StopCause::Cancel))
@@ -121,7 +126,7 @@ async fn forget_answered(
          where r.HistoryID = any($1) and h.ID = r.HistoryID and h.StatusID <> -1",
         ids,
     );
-    within(state.limits.statement, forget.execute(db)).await?;
+    state.within(forget.execute(db)).await?;
     Ok(())
 }
 
@@ -148,7 +153,7 @@ async fn register(
         count(state.tasks()),
         state.left_behind(),
     );
-    within(state.limits.statement, insert.execute(db)).await?;
+    state.within(insert.execute(db)).await?;
     state.forget_left_behind();
     *pulse = Pulse::default();
     state.draining.store(false, Ordering::Release);
@@ -189,7 +194,7 @@ async fn beat(
         pulse.seq + pulse.unheard,
     );
     pulse.unheard += 1;
-    let answer = within(state.limits.statement, beat.fetch_one(&mut *db)).await?;
+    let answer = state.promptly(beat.fetch_one(&mut *db)).await?;
     let (Some(seq), Some(draining)) = (answer.seq, answer.draining) else {
         if seeded_bugs::is(Bug::LeaseLossUnnoticed) {
             state.lease.renewed(id, sent);
@@ -213,7 +218,7 @@ async fn beat(
     for Seen { id: other, seq, .. } in watch.silent(others) {
         // The row may have pulsed since we looked, or be gone.
         let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
-        if within(state.limits.statement, reap.execute(&mut *db)).await?.rows_affected() > 0 {
+        if state.within(reap.execute(&mut *db)).await?.rows_affected() > 0 {
             tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
             state.orphans.notify_one();
         }
@@ -266,11 +271,13 @@ struct Watch {
     longest_gap: Duration,
     last_round: Option<Duration>,
     seen: HashMap<Uuid, Stopwatch>,
+    /// When the first of them has stood still for its lease, if it goes on to.
+    first_end: Option<Duration>,
 }
 
 impl Watch {
     fn new(lease: Duration) -> Self {
-        Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new() }
+        Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new(), first_end: None }
     }
 
     /// Starts a round; false if there was a gap before it.
@@ -287,11 +294,20 @@ impl Watch {
         gapless
     }
 
+    /// When to look again: at `usual`, or as soon as one of them may be dead, so that its rows need not wait for our
+    /// own rhythm.
+    fn next_round(&self, usual: Duration) -> Duration {
+        /// A lease is over when more than its time has passed.
+        const JUST_AFTER: Duration = Duration::from_millis(20);
+        self.first_end.map_or(usual, |end| (end + JUST_AFTER).min(usual))
+    }
+
     /// Those that stood still for their lease.
     fn silent(&mut self, others: impl Iterator<Item = Seen>) -> Vec<Seen> {
         let now = self.last_round.unwrap_or_default();
         let mut seen = HashMap::new();
         let mut silent = Vec::new();
+        self.first_end = None;
         for other in others {
             let watch = match self.seen.get(&other.id) {
                 Some(watch) if watch.seq == other.seq => Stopwatch { rounds: watch.rounds + 1, ..*watch },
@@ -300,6 +316,11 @@ impl Watch {
             let early = seeded_bugs::is(Bug::ReapEarly) && watch.rounds >= 1;
             if now.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 || early {
                 silent.push(other);
+            } else if let end = watch.since.saturating_add(other.lease)
+                && watch.rounds > 0
+                && end > now
+            {
+                self.first_end = Some(self.first_end.map_or(end, |first| first.min(end)));
             }
             seen.insert(other.id, watch);
         }
@@ -331,6 +352,19 @@ mod tests {
             reaped.extend(watch.silent([seen(1, 7), alive, patient].into_iter()));
         }
         assert_eq!(reaped, [seen(1, 7)]);
+    }
+
+    #[test]
+    fn the_next_round_is_earlier_than_usual_only_for_one_that_stands_still() {
+        let mut watch = Watch::new(at(20));
+        watch.begin_round_at(at(100));
+        watch.silent([seen(1, 7), seen(2, 1)].into_iter());
+        assert_eq!(watch.next_round(at(105)), at(105));
+        watch.begin_round_at(at(109));
+        watch.silent([seen(1, 7), seen(2, 2)].into_iter());
+        watch.begin_round_at(at(118));
+        watch.silent([seen(1, 7), seen(2, 3)].into_iter());
+        assert_eq!(watch.next_round(at(123)), at(120) + Duration::from_millis(20));
     }
 
     #[test]

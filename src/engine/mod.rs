@@ -20,6 +20,7 @@ mod running;
 pub(crate) mod state;
 
 use crate::limits::SourceLimiter;
+use crate::postgres::database::Database;
 use crate::postgres::listen;
 use execute::Executor;
 use running::{Overdue, StopCause};
@@ -53,7 +54,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Starts every loop on the runtime this is called from.
-    pub(crate) fn start(state: Arc<EngineState>, pool: sqlx::PgPool) -> Self {
+    pub(crate) fn start(state: Arc<EngineState>, database: Database) -> Self {
         let claiming = CancellationToken::new();
         let caring = CancellationToken::new();
         let reporting = CancellationToken::new();
@@ -62,8 +63,8 @@ impl Engine {
         let executor = Executor {
             settings: Arc::clone(&state.settings),
             // Replaced at the first claim, when there is a Runner row.
-            limiter: SourceLimiter::new(pool.clone(), uuid::Uuid::nil()),
-            pool,
+            limiter: SourceLimiter::new(database.clone(), uuid::Uuid::nil()),
+            database,
             lease: Arc::clone(&state.lease),
             progress: Arc::clone(&state.progress),
             running: Arc::clone(&state.running),

@@ -7,7 +7,7 @@ use super::execute::FinishedJob;
 use super::link::Link;
 use super::state::EngineState;
 use crate::history::{Fence, HistoryId, Settlement, Status, Verdict, lookup, moves};
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
@@ -64,8 +64,7 @@ pub(crate) async fn run(
                 if all { None } else { Some(LOCKED_RETRY) }
             }
             Err(error) => {
-                state.database_trouble("report", &error);
-                link.close();
+                state.database_trouble("report", &error, &mut link);
                 if seeded_bugs::is(Bug::OutcomesDropped) {
                     batch.clear();
                 }
@@ -83,21 +82,26 @@ async fn write(
     starts: &mut LastStarts,
     closing: bool,
 ) -> Result<bool, DatabaseError> {
+    // Their own transactions have written these.
+    for job in batch.extract_if(.., |job| job.settled.is_some()) {
+        if let Some(row) = job.settled
+            && account(state, starts, &job, &row)
+        {
+            state.hints.wake.notify_one();
+        }
+    }
     while let Some(runner) = batch.first().map(|job| job.run.runner) {
         // One statement a claimant: after a re-registration two may be in a batch.
         let settlements: Vec<Settlement> =
             batch.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.clone()).collect();
         let db = link.get().await?;
         let retry_max = state.settings.engine.retry_max_seconds;
-        let settled =
-            match within(state.limits.statement, moves::settle(&mut *db, runner, &settlements, retry_max))
-                .await
-            {
-                Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
-                    settle_one_by_one(state, db, runner, &settlements).await?
-                }
-                settled => settled?,
-            };
+        let settled = match state.within(moves::settle(&mut *db, runner, &settlements, retry_max)).await {
+            Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
+                settle_one_by_one(state, db, runner, &settlements).await?
+            }
+            settled => settled?,
+        };
         state.database_fine();
         let by_id: HashMap<HistoryId, moves::Settled> =
             settled.into_iter().map(|row| (row.id, row)).collect();
@@ -105,18 +109,7 @@ async fn write(
         let mut wake = false;
         for job in std::mem::take(batch) {
             match by_id.get(&job.settlement.fence.id) {
-                Some(row) => {
-                    wake |= job.limited || row.status == Status::Pending;
-                    starts.note(&job, row);
-                    log(&job, row);
-                    state.vitals.finished(match row.status {
-                        Status::Completed => "completed",
-                        Status::Canceled => "canceled",
-                        Status::Pending if job.settlement.error.is_none() => "completed",
-                        Status::Pending => "retried",
-                        Status::Error | Status::Cancel | Status::InProgress => "error",
-                    });
-                }
+                Some(row) => wake |= account(state, starts, &job, row),
                 None => left.push(job),
             }
         }
@@ -140,6 +133,20 @@ async fn write(
     Ok(batch.is_empty())
 }
 
+/// Tells everybody who keeps count. Returns whether something may start now that could not before.
+fn account(state: &EngineState, starts: &mut LastStarts, job: &FinishedJob, row: &moves::Settled) -> bool {
+    starts.note(job, row);
+    log(job, row);
+    state.vitals.finished(match row.status {
+        Status::Completed => "completed",
+        Status::Canceled => "canceled",
+        Status::Pending if job.settlement.error.is_none() => "completed",
+        Status::Pending => "retried",
+        Status::Error | Status::Cancel | Status::InProgress => "error",
+    });
+    job.limited || row.status == Status::Pending
+}
+
 /// Whether the database refused what was to be written, so that trying the same again cannot help: data it cannot
 /// take (22), a broken rule (23), or a limit of the server (54).
 fn is_about_the_rows(error: &sqlx::Error) -> bool {
@@ -158,7 +165,7 @@ async fn settle_one_by_one(
     let mut settled = Vec::new();
     for one in settlements {
         let one = std::slice::from_ref(one);
-        let outcome = within(state.limits.statement, moves::settle(&mut *db, runner, one, retry_max)).await;
+        let outcome = state.within(moves::settle(&mut *db, runner, one, retry_max)).await;
         settled.extend(match outcome {
             Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
                 tracing::error!("Job Runner: the outcome of {} cannot be stored: {error}", one[0].fence.id);
@@ -174,7 +181,7 @@ async fn settle_one_by_one(
                     ..one[0].clone()
                 };
                 let plain = std::slice::from_ref(&plain);
-                within(state.limits.statement, moves::settle(&mut *db, runner, plain, retry_max)).await?
+                state.within(moves::settle(&mut *db, runner, plain, retry_max)).await?
             }
             outcome => outcome?,
         });
@@ -191,12 +198,12 @@ async fn drop_lost(
     missing: &[Fence],
     left: &mut Vec<FinishedJob>,
 ) -> Result<(), DatabaseError> {
-    let owned = within(state.limits.statement, lookup::still_owned(&mut *db, runner, missing)).await?;
+    let owned = state.within(lookup::still_owned(&mut *db, runner, missing)).await?;
     for fence in missing.iter().filter(|fence| !owned.contains(&fence.id)) {
         let Some(at) = left.iter().position(|job| job.settlement.fence == *fence) else { continue };
         let job = left.swap_remove(at);
         // Our own statement may have been carried out although its answer was lost.
-        let ours = within(state.limits.statement, lookup::settled_by(&mut *db, runner, *fence)).await?;
+        let ours = state.within(lookup::settled_by(&mut *db, runner, *fence)).await?;
         job.run.span.in_scope(|| {
             if let Some(status) = ours {
                 tracing::debug!("Job ended as {status} before the connection was lost");
@@ -219,6 +226,9 @@ fn log(job: &FinishedJob, row: &moves::Settled) {
             tracing::info!("Job cancelled ({reason})");
         }
         Status::Pending => match (error, job.settlement.verdict) {
+            (Some(error), Verdict::Interrupted) if row.due_seconds <= 2.0 => {
+                tracing::warn!("Attempt interrupted and not counted: {error}");
+            }
             (_, Verdict::PutBack) => tracing::info!("Job put back on the queue, because the runner stops"),
             (Some(error), _) if row.waits => {
                 tracing::warn!("Iteration failed: {error}; Sleeping for {:.0} seconds", row.due_seconds);
@@ -263,10 +273,10 @@ impl LastStarts {
     async fn write(&mut self, state: &EngineState, db: &mut PgConnection) -> Result<(), DatabaseError> {
         let (ids, starts): (Vec<Uuid>, Vec<DateTime<Utc>>) =
             self.newest.iter().map(|(id, at)| (*id, *at)).unzip();
-        let written = within(
-            state.limits.statement,
-            sqlx::query_scalar!(
-                r#"with free as materialized (
+        let written = state
+            .within(
+                sqlx::query_scalar!(
+                    r#"with free as materialized (
                      select c.ID, n.Started
                      from unnest($1::uuid[], $2::timestamptz[]) as n (ID, Started)
                      join JobConfig c on c.ID = n.ID
@@ -275,12 +285,12 @@ impl LastStarts {
                      update JobConfig c set LastJobStart = greatest(c.LastJobStart, f.Started)
                      from free f where c.ID = f.ID)
                    select f.ID as "id!" from free f"#,
-                &ids,
-                &starts,
+                    &ids,
+                    &starts,
+                )
+                .fetch_all(&mut *db),
             )
-            .fetch_all(&mut *db),
-        )
-        .await?;
+            .await?;
         for id in written {
             self.newest.remove(&id);
         }

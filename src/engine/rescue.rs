@@ -4,7 +4,7 @@
 use super::link::Link;
 use super::state::EngineState;
 use crate::history::moves;
-use crate::postgres::connect::{Backoff, DatabaseError, within};
+use crate::postgres::connect::{Backoff, DatabaseError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,7 +23,12 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
         state.vitals.progress("rescue");
         let sweep = Instant::now() >= next_sweep;
         let busy = state.running.count() > 0;
-        let wait = match turn(&state, &mut link, sweep, busy).await {
+        let turned = tokio::select! {
+            turned = turn(&state, &mut link, sweep, busy) => turned,
+            // Each of its statements is whole by itself; one that is cut off here is another runner's to repeat.
+            () = stop.cancelled() => return,
+        };
+        let wait = match turned {
             Ok(()) => {
                 backoff.reset();
                 if sweep {
@@ -33,8 +38,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
                 if busy { until_sweep.min(PROGRESS_EVERY) } else { until_sweep }
             }
             Err(error) => {
-                state.database_trouble("rescue", &error);
-                link.close();
+                state.database_trouble("rescue", &error, &mut link);
                 backoff.next_wait()
             }
         };
@@ -52,13 +56,13 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
         let newest = state.progress.take();
         if !newest.is_empty() {
             let db = link.get().await?;
-            within(state.limits.statement, moves::write_progress(db, runner, &newest)).await?;
+            state.within(moves::write_progress(db, runner, &newest)).await?;
         }
     }
     if sweep {
         let db = link.get().await?;
         loop {
-            let rescued = within(state.limits.statement, moves::rescue(&mut *db)).await?;
+            let rescued = state.within(moves::rescue(&mut *db)).await?;
             if rescued.is_empty() {
                 break;
             }
@@ -67,9 +71,9 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
             }
             state.hints.wake.notify_one();
         }
-        within(state.limits.statement, moves::forget_closed_claims(&mut *db, runner)).await?;
-        within(state.limits.statement, forget_requests_of_the_dead(&mut *db)).await?;
-        within(state.limits.statement, count_waiting(state, db)).await?;
+        state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
+        state.within(forget_requests_of_the_dead(&mut *db)).await?;
+        state.within(count_waiting(state, db)).await?;
     }
     Ok(())
 }

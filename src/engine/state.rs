@@ -1,16 +1,19 @@
 //! What the loops of one daemon share.
 
+use super::link::Link;
 use super::running::{Running, StopCause};
 use crate::config::Config;
 use crate::job::ProgressBoard;
 use crate::lease::Lease;
 use crate::postgres::cluster::Cluster;
-use crate::postgres::connect::{DatabaseError, Limits};
+use crate::postgres::connect::{self, DatabaseError, Limits};
+use crate::postgres::lifeline::Lifeline;
 use crate::postgres::listen::Hints;
 use crate::registry::AnyJob;
 use crate::vitals::Vitals;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
@@ -22,6 +25,7 @@ pub(crate) struct EngineState {
     pub(crate) settings: Arc<Config>,
     pub(crate) options: PgConnectOptions,
     pub(crate) limits: Limits,
+    pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) hints: Hints,
     pub(crate) running: Arc<Running>,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -55,6 +59,7 @@ pub(crate) struct Parts {
     pub(crate) settings: Arc<Config>,
     pub(crate) options: PgConnectOptions,
     pub(crate) limits: Limits,
+    pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
     pub(crate) control: Handle,
@@ -69,6 +74,7 @@ impl EngineState {
             settings: parts.settings,
             options: parts.options,
             limits: parts.limits,
+            lifeline: parts.lifeline,
             hints: Hints::default(),
             running: Arc::new(Running::new(grace)),
             progress: Arc::default(),
@@ -115,6 +121,8 @@ impl EngineState {
                     "Job Runner: the database is {cluster} now, it was {before}; the runs are stopped and it registers anew"
                 );
                 known.left_behind = self.lose_lease();
+                // What else is connected speaks to the one that was.
+                self.lifeline.cut();
             }
             _ => {}
         }
@@ -136,8 +144,35 @@ impl EngineState {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner).left_behind = None;
     }
 
-    /// Says once, at the first failing call, that the database is away; the calls go on trying.
-    pub(crate) fn database_trouble(&self, who: &str, error: &DatabaseError) {
+    /// A statement of a loop, with its deadline.
+    pub(crate) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, DatabaseError> {
+        self.lifeline.within(self.limits.deadline(), call).await
+    }
+
+    /// One so small that it is answered at once, unless the link is dead. Its answer proves that the database is there.
+    pub(crate) async fn promptly<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, DatabaseError> {
+        let answer = self.lifeline.promptly(self.limits.answer, call).await?;
+        self.database_fine();
+        Ok(answer)
+    }
+
+    /// After a call of a loop failed: it is tried again. Says once, at the first failing call, that the database is
+    /// away. The loop's connection is closed, unless all is well but that somebody holds locked what it wanted.
+    pub(crate) fn database_trouble(&self, who: &str, error: &DatabaseError, link: &mut Link) {
+        if connect::is_locked(error) {
+            tracing::debug!("Job Runner: {who}: {error}");
+            return;
+        }
+        link.close();
+        if error.is_outage() {
+            self.lifeline.set_up(false);
+        }
         if self.database_up.swap(false, Ordering::AcqRel) {
             tracing::warn!(
                 "Job Runner: the database is away, jobs go on and calls are tried again ({who}: {error})"
@@ -152,7 +187,11 @@ impl EngineState {
     pub(crate) fn database_fine(&self) {
         if !self.database_up.load(Ordering::Acquire) && !self.database_up.swap(true, Ordering::AcqRel) {
             tracing::info!("Job Runner: the database is back");
+            // The other loops need not sit out their back-off.
+            self.hints.all();
+            self.orphans.notify_one();
         }
+        self.lifeline.set_up(true);
         self.vitals.set_database_up(true);
     }
 }

@@ -113,6 +113,9 @@ pub enum Verdict {
     Unrunnable = 3,
     /// The daemon stops; it goes back on the queue and no attempt is counted.
     PutBack = 4,
+    /// The database went away under it: as for `PutBack`, after a moment. Counted, because a statement that brings the
+    /// server down would else run for ever; after ten times it counts as `Failed`.
+    Interrupted = 5,
 }
 
 /// Why a run stopped, where its status alone does not say.

@@ -135,19 +135,32 @@ pub async fn claim(
     // BEGIN and COMMIT as statements: this connection belongs to one loop that closes it on any error, so no
     // half-open transaction can be inherited by anybody.
     sqlx::raw_sql("begin").execute(&mut *db).await?;
+    let claimed = claim_limited(&mut *db, runner, tick, limit, around).await;
+    if let Err(sqlx::Error::Database(_)) = &claimed {
+        // Refused, or locked for too long: the connection is fine and may serve the next claim.
+        sqlx::raw_sql("rollback").execute(&mut *db).await?;
+    } else if claimed.is_ok() {
+        sqlx::raw_sql("commit").execute(&mut *db).await?;
+    }
+    claimed
+}
+
+async fn claim_limited(
+    db: &mut PgConnection,
+    runner: Uuid,
+    tick: &Tick,
+    limit: i64,
+    around: bool,
+) -> Result<Claimed, sqlx::Error> {
     #[cfg(feature = "seeded-bugs")]
     if let Some(sql) = seeded_bugs::changed(include_str!("lock_lanes.sql")) {
         let lanes = sqlx::query_scalar(sql).bind(&tick.limited).fetch_all(&mut *db).await?;
-        let claimed = claim_from(&mut *db, runner, &lanes, &lanes, limit, around).await?;
-        sqlx::raw_sql("commit").execute(&mut *db).await?;
-        return Ok(claimed);
+        return claim_from(&mut *db, runner, &lanes, &lanes, limit, around).await;
     }
     let locked =
         sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
     let lanes = [locked.as_slice(), &tick.free].concat();
-    let claimed = claim_from(&mut *db, runner, &lanes, &locked, limit, around).await?;
-    sqlx::raw_sql("commit").execute(&mut *db).await?;
-    Ok(claimed)
+    claim_from(&mut *db, runner, &lanes, &locked, limit, around).await
 }
 
 struct TakenRow {

@@ -7,6 +7,7 @@
 -- configuration as it stands now. A Continuous one is locked FOR SHARE, so that an UPDATE of WaitInSeconds is
 -- either visible here or sees the row that starts to wait at this moment. The others are only read: an operator
 -- who keeps such a configuration locked holds up no outcome.
+-- A run that the database went away under goes back on the queue ten times (Interruptions) and then counts as failed.
 -- What another session holds locked is not waited for, so that no operator's transaction can deadlock with
 -- this one; the runner asks again for whatever is not returned.
 with finished as materialized (
@@ -27,7 +28,8 @@ with finished as materialized (
     from JobConfig c
     where c.ID = any($11) and not c.Continuous) c
 ), owned as materialized (
-  select h.ID, h.StatusID, h.ConfigID, f.Attempt, f.Verdict, f.Error, f.Result, f.StopReason, f.Progress, f.Jitter
+  select h.ID, h.StatusID, h.ConfigID, f.Attempt, f.Error, f.Result, f.StopReason, f.Progress, f.Jitter,
+    case when f.Verdict = 5 and h.Interruptions >= 10 then 1 else f.Verdict end as Verdict
   from finished f
   join JobHistory h on h.ID = f.ID
   where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
@@ -36,7 +38,7 @@ with finished as materialized (
   select o.*, c.WaitInSeconds, c.RetryDelaySeconds, clock_timestamp() as Now,
     case
       when o.StatusID = -1 then 5
-      when o.Verdict = 4 then 1
+      when o.Verdict in (4, 5) then 1
       when o.Verdict = 3 then 4
       when c.Continuous then 1
       when o.Verdict = 0 then 3
@@ -44,7 +46,7 @@ with finished as materialized (
       else 4
     end as Status,
     case
-      when o.StatusID = -1 or o.Verdict in (3, 4) then false
+      when o.StatusID = -1 or o.Verdict in (3, 4, 5) then false
       when o.Verdict = 1 and o.Attempt < c.MaxAttempts then false
       else c.Continuous
     end as IterationEnds
@@ -53,13 +55,15 @@ with finished as materialized (
 ), settled as (
   update JobHistory h
   set StatusID = n.Status,
-      Attempt = case when n.Status <> 1 then h.Attempt when n.Verdict = 4 then h.Attempt - 1
+      Attempt = case when n.Status <> 1 then h.Attempt when n.Verdict in (4, 5) then h.Attempt - 1
                      when n.IterationEnds then 0 else h.Attempt end,
       CurrentIteration = h.CurrentIteration + n.IterationEnds::int,
       Crashes = case when n.IterationEnds then 0 else h.Crashes end,
+      Interruptions = case when n.IterationEnds then 0 else h.Interruptions + (n.Verdict = 5)::int end,
       NotBefore = case
         when n.Status <> 1 then h.NotBefore
         when n.Verdict = 4 then statement_timestamp()
+        when n.Verdict = 5 then clock_timestamp() + interval '1 second' * (1 + n.Jitter * 0.25)
         when n.IterationEnds then n.Now + n.WaitInSeconds * interval '1 second'
         else clock_timestamp() + interval '1 second' * (1 + n.Jitter * 0.25)
              * least($12::float8, n.RetryDelaySeconds * 2.0 ^ least(h.Attempt - 1, 30)) end,

@@ -3,11 +3,11 @@
 use crate::config::Config;
 use crate::config_rows::{JobConfig, SourceConfig};
 use crate::history::{Fence, HistoryId, NewRow, moves};
-use crate::job::{Effect, EffectGate, JobError, NotOursAnyMore};
+use crate::job::{Effect, EffectGate, JobError, NotOursAnyMore, Outcome};
 use crate::limits::SourceLimiter;
+use crate::postgres::database::{Database, Transaction};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
-use sqlx::PgPool;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,7 +44,7 @@ pub(crate) struct ContextParts {
     pub(crate) gate: EffectGate,
     pub(crate) config: Arc<JobConfig>,
     pub(crate) settings: Arc<Config>,
-    pub(crate) pool: PgPool,
+    pub(crate) database: Database,
     pub(crate) limiter: SourceLimiter,
     pub(crate) cancel: CancellationToken,
     pub(crate) progress: Arc<ProgressBoard>,
@@ -98,9 +98,10 @@ impl JobContext {
         self.parts.runner
     }
 
-    /// rosterd's own database: a pool shared by all jobs, apart from the engine's own connections.
-    pub fn database(&self) -> &PgPool {
-        &self.parts.pool
+    /// rosterd's own database: connections shared by all jobs, apart from the engine's own. While it is away a call
+    /// waits; return the error of one that it went away under, and this attempt is not counted.
+    pub fn database(&self) -> &Database {
+        &self.parts.database
     }
 
     /// The token of this run: cancelled when an operator sets `StatusID = -1`, when time runs out, and when
@@ -132,6 +133,13 @@ impl JobContext {
     /// of 1 to 200 characters of the job's own, such as `"create ticket"`. A cancelled run begins no step.
     pub async fn effect(&self, step: &str) -> Result<Effect, JobError> {
         Effect::begin(&self.parts, step).await
+    }
+
+    /// Commits a transaction of this job's ([`Database::begin`]) together with the completion of its row: exactly
+    /// once, whatever dies when. What it returns is what the job returns. The other way round: if the row was
+    /// cancelled, or is another run's by now, nothing is committed and the error says so.
+    pub async fn complete(&self, transaction: Transaction, outcome: Outcome) -> Result<Outcome, JobError> {
+        super::complete::complete(&self.parts, transaction, outcome).await
     }
 
     /// Says how far it is, for `JobHistory.Progress`; the newest word is written about once a second.
@@ -170,7 +178,7 @@ impl JobContext {
             identifier: child.identifier,
             parent: Some(self.parts.row.id),
         };
-        Ok(moves::insert(&self.parts.pool, &row).await?)
+        Ok(moves::insert(&self.parts.database, &row).await?)
     }
 }
 

@@ -48,7 +48,7 @@ impl Effect {
         }
         parts.gate.pass().await?;
         let row = &parts.row;
-        let before = effects::intend(&parts.pool, parts.runner, parts.fence, row.iteration, step).await?;
+        let before = effects::intend(&parts.database, parts.runner, parts.fence, row.iteration, step).await?;
         let before = before.ok_or(super::NotOursAnyMore)?;
         // The statement may have waited for a lock or for the database.
         parts.gate.pass().await?;
@@ -73,7 +73,7 @@ impl Effect {
         let mut backoff = Backoff::new(Duration::from_secs(1));
         loop {
             let row = &self.parts.row;
-            match effects::done(&self.parts.pool, row.id, row.iteration, &self.step, reference).await {
+            match effects::done(&self.parts.database, row.id, row.iteration, &self.step, reference).await {
                 Err(error) if is_outage(&error) => tokio::time::sleep(backoff.next_wait()).await,
                 written => return Ok(written?),
             }

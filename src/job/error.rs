@@ -1,5 +1,6 @@
 //! How a job says that it failed, and what shall happen next.
 
+use crate::postgres::database::is_away;
 use serde_json::Value;
 use std::fmt;
 
@@ -8,7 +9,7 @@ use std::fmt;
 ///
 /// It does not implement [`std::error::Error`] itself, so that every error converts into it.
 pub struct JobError {
-    pub(crate) kind: ErrorKind,
+    kind: ErrorKind,
     pub(crate) error: anyhow::Error,
     pub(crate) result: Option<Value>,
 }
@@ -22,6 +23,12 @@ pub enum ErrorKind {
     Fatal,
     /// It stopped because it was told to. Without a cancel or a time limit behind it, the same as `Retry`.
     Stopped,
+    /// rosterd's own database went away under a call of the job: the attempt is not counted, and begins again when the
+    /// database is back. No constructor makes this kind; an error of [`JobContext::database`] in the chain does,
+    /// whatever the job made of it.
+    ///
+    /// [`JobContext::database`]: super::JobContext::database
+    DatabaseAway,
 }
 
 impl JobError {
@@ -59,7 +66,7 @@ impl JobError {
 
     /// What happens next.
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        if is_away(self.error.as_ref()) { ErrorKind::DatabaseAway } else { self.kind }
     }
 
     /// What is kept for `JobHistory.Result`.

@@ -10,8 +10,8 @@ mod release;
 use crate::config_rows::SourceConfig;
 use crate::history::HistoryId;
 use crate::job::{EffectGate, NotOursAnyMore};
+use crate::postgres::database::Database;
 use release::{Release, Releases};
-use sqlx::PgPool;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub struct SourceLimiter {
 
 #[derive(Debug)]
 struct Inner {
-    pool: PgPool,
+    database: Database,
     runner: Uuid,
     lanes: Mutex<HashMap<Uuid, Arc<Lane>>>,
     releases: OnceLock<Releases>,
@@ -134,8 +134,8 @@ impl SourceLimiter {
     const LONGEST_PAUSE: Duration = Duration::from_hours(24);
 
     /// A limiter for this runner, on this database.
-    pub fn new(pool: PgPool, runner: Uuid) -> Self {
-        let inner = Inner { pool, runner, lanes: Mutex::default(), releases: OnceLock::new() };
+    pub fn new(database: Database, runner: Uuid) -> Self {
+        let inner = Inner { database, runner, lanes: Mutex::default(), releases: OnceLock::new() };
         Self { inner: Arc::new(inner), gate: None }
     }
 
@@ -239,7 +239,7 @@ impl SourceLimiter {
     pub async fn pause(&self, source: Uuid, length: Duration) -> Result<(), sqlx::Error> {
         let length = length.min(Self::LONGEST_PAUSE);
         self.inner.lane(source).pause(Instant::now() + length);
-        let pool = self.inner.pool.clone();
+        let database = self.inner.database.clone();
         let statement = async move {
             sqlx::query!(
                 "insert into SourceGate as g (SourceConfigID, PausedUntil)
@@ -249,7 +249,7 @@ impl SourceLimiter {
                 source,
                 length.as_secs_f64(),
             )
-            .execute(&pool)
+            .execute(&database)
             .await
         };
         match tokio::spawn(statement).await {
@@ -266,7 +266,7 @@ impl Inner {
 
     fn releases(self: &Arc<Self>) -> Releases {
         self.releases
-            .get_or_init(|| Releases::start(self.pool.clone(), self.runner, Arc::downgrade(self)))
+            .get_or_init(|| Releases::start(self.database.clone(), self.runner, Arc::downgrade(self)))
             .clone()
     }
 
@@ -284,7 +284,7 @@ impl Inner {
             self.runner,
             history.0,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(&self.database)
         .await;
         let answer = match answer {
             Ok(answer) => answer,

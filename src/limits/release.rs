@@ -1,7 +1,7 @@
 //! Gives slots back, in batches, behind the callers' backs: a permit can be dropped anywhere.
 
 use super::Inner;
-use sqlx::PgPool;
+use crate::postgres::database::Database;
 use std::sync::Weak;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -29,9 +29,9 @@ impl Releases {
     /// After this time no statement of ours can still be under way on the server.
     pub(super) const SURE: Duration = Duration::from_mins(1);
 
-    pub(super) fn start(pool: PgPool, runner: Uuid, inner: Weak<Inner>) -> Self {
+    pub(super) fn start(database: Database, runner: Uuid, inner: Weak<Inner>) -> Self {
         let (queue, releases) = mpsc::unbounded_channel();
-        tokio::spawn(give_back(pool, runner, inner, releases));
+        tokio::spawn(give_back(database, runner, inner, releases));
         Self { queue }
     }
 
@@ -42,7 +42,7 @@ impl Releases {
 }
 
 async fn give_back(
-    pool: PgPool,
+    database: Database,
     runner: Uuid,
     inner: Weak<Inner>,
     mut releases: mpsc::UnboundedReceiver<Release>,
@@ -76,7 +76,7 @@ async fn give_back(
             &due,
             &waiters,
         )
-        .execute(&pool)
+        .execute(&database)
         .await;
         if let Err(error) = done {
             // Nothing is lost: the same again, until the database is back or this runner is reaped.

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout, timeout_at};
@@ -28,6 +27,7 @@ use uuid::Uuid;
 
 use super::event::{LogType, Said, capped};
 use super::job::{self, OrJobSpans};
+use crate::postgres::database::Database;
 use crate::vitals;
 
 /// Lines in one INSERT at most.
@@ -38,7 +38,7 @@ const BATCH_WAIT: Duration = Duration::from_millis(200);
 const QUEUE_BYTES: usize = 64 * 1024 * 1024;
 /// Jobs whose dropped lines are remembered for a notice at most; further ones are only counted.
 const NOTED_JOBS: usize = 10_000;
-/// One INSERT may take this long before its connection is given up.
+/// One INSERT may take this long, and so may the wait for a database that is away, before the writer says so.
 const INSERT_LIMIT: Duration = Duration::from_secs(10);
 /// What is left when the daemon stops has this long to be written.
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
@@ -222,8 +222,8 @@ pub struct LogLines {
 /// A database that is away is tried again with growing, jittered pauses up to 5 s; it is said once when
 /// it goes and once when it is back. A line that the database refuses for itself is dropped and counted.
 /// Stop it last, after the jobs have ended.
-pub async fn write_logs(lines: LogLines, pool: PgPool, stop: CancellationToken) {
-    let mut writer = Writer { lines, pool, batch: Batch::default() };
+pub async fn write_logs(lines: LogLines, database: Database, stop: CancellationToken) {
+    let mut writer = Writer { lines, database, batch: Batch::default() };
     let too_late = async {
         stop.cancelled().await;
         sleep(DRAIN_LIMIT).await;
@@ -254,7 +254,7 @@ impl Batch {
 
 struct Writer {
     lines: LogLines,
-    pool: PgPool,
+    database: Database,
     batch: Batch,
 }
 
@@ -309,7 +309,7 @@ impl Writer {
     async fn write(&mut self, stop: &CancellationToken) {
         let mut pause = FIRST_PAUSE;
         let mut away = false;
-        while let Err(error) = insert(&self.pool, &self.batch.lines).await {
+        while let Err(error) = insert(&self.database, &self.batch.lines).await {
             if is_about_the_lines(&error) {
                 return self.write_one_by_one(&error).await;
             }
@@ -336,7 +336,7 @@ impl Writer {
     async fn write_one_by_one(&mut self, error: &sqlx::Error) {
         let mut refused: u64 = 0;
         for line in &self.batch.lines {
-            if insert(&self.pool, std::slice::from_ref(line)).await.is_err() {
+            if insert(&self.database, std::slice::from_ref(line)).await.is_err() {
                 refused += 1;
             }
         }
@@ -360,7 +360,7 @@ fn is_about_the_lines(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
 }
 
-async fn insert(pool: &PgPool, lines: &[LogLine]) -> Result<(), sqlx::Error> {
+async fn insert(database: &Database, lines: &[LogLine]) -> Result<(), sqlx::Error> {
     if lines.is_empty() {
         return Ok(());
     }
@@ -381,14 +381,10 @@ async fn insert(pool: &PgPool, lines: &[LogLine]) -> Result<(), sqlx::Error> {
     .bind(errors)
     .bind(created)
     .bind(histories);
-    let mut connection =
-        timeout(INSERT_LIMIT, pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
-    if let Ok(result) = timeout(INSERT_LIMIT, statement.execute(&mut *connection)).await {
-        return result.map(drop);
-    }
-    // A server that stopped answering would keep the next user of this connection waiting too.
-    connection.close_on_drop();
-    Err(sqlx::Error::PoolTimedOut)
+    timeout(INSERT_LIMIT, statement.execute(database))
+        .await
+        .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        .map(drop)
 }
 
 #[cfg(test)]
@@ -396,7 +392,6 @@ mod tests {
     use std::time::Instant;
 
     use sqlx::Row;
-    use sqlx::postgres::PgPoolOptions;
     use tracing::{debug, error, info, warn};
     use tracing_subscriber::layer::SubscriberExt;
 
@@ -406,6 +401,12 @@ mod tests {
     use crate::postgres::connect::Limits;
     use crate::postgres::embedded::{Durability, EmbeddedOptions, EmbeddedPostgres};
     use crate::postgres::migrate;
+
+    const LIMITS: Limits = Limits {
+        connect: Duration::from_secs(10),
+        statement: Duration::from_mins(1),
+        answer: Duration::from_secs(5),
+    };
 
     const ID: Uuid = Uuid::from_u128(7);
 
@@ -421,9 +422,9 @@ mod tests {
         all
     }
 
-    fn nowhere() -> PgPool {
+    fn nowhere() -> Database {
         // Port 1 of loopback refuses at once.
-        PgPoolOptions::new().connect_lazy("postgres://nobody@127.0.0.1:1/none").unwrap()
+        Database::new(&"postgres://nobody@127.0.0.1:1/none".parse().unwrap(), "logs", 1, LIMITS)
     }
 
     #[test]
@@ -538,14 +539,13 @@ mod tests {
     async fn a_line_the_table_refuses_is_counted_and_keeps_no_other_line_out() {
         let folder = tempfile::tempdir_in("/tmp").unwrap();
         let server = server(&folder);
-        let limits = Limits { connect: Duration::from_secs(10), statement: Duration::from_secs(60) };
-        migrate::migrate(&server.connect_options(), limits).await.unwrap();
-        let pool = PgPoolOptions::new().connect_with(server.connect_options()).await.unwrap();
+        migrate::migrate(&server.connect_options(), LIMITS).await.unwrap();
+        let database = Database::new(&server.connect_options(), "logs", 1, LIMITS);
         let id = Uuid::now_v7();
         let (sink, lines) = channel(2000, LevelFilter::INFO);
         let (handle, shared) = (sink.handle(), Arc::clone(&lines.shared));
         let stop = CancellationToken::new();
-        let writer = tokio::spawn(write_logs(lines, pool.clone(), stop.clone()));
+        let writer = tokio::spawn(write_logs(lines, database.clone(), stop.clone()));
         let poison =
             LogLine { history_id: id, type_id: 99, log: "x".into(), error: None, created: Utc::now() };
         sink.send(poison.clone());
@@ -554,7 +554,7 @@ mod tests {
         handle.flush().await.unwrap();
         let rows = sqlx::query("select Log from vm.Logs where JobHistoryID = $1 order by ID")
             .bind(id)
-            .fetch_all(&pool)
+            .fetch_all(&database)
             .await
             .unwrap();
         let mut said: Vec<String> = rows.iter().map(|row| row.get(0)).collect();

@@ -1,10 +1,11 @@
 //! Connections, each with the settings that keep a dropped future or a dead link from doing harm.
 //!
 //! sqlx neither stops a statement whose future was dropped nor notices a silent link, so every connection
-//! carries server-side time limits and every call of the engine a deadline of its own; a connection that
-//! missed its deadline is dropped, never used again.
+//! carries server-side time limits and every call a deadline of its own; a connection that missed its deadline
+//! is dropped, never used again.
 
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection};
 use std::future::Future;
 use std::time::Duration;
@@ -23,8 +24,23 @@ pub enum Speaker {
 pub struct Limits {
     /// To connect and log in.
     pub connect: Duration,
-    /// For one statement, enforced by the server.
+    /// For one statement, enforced by the server; zero is no limit, as for PostgreSQL itself.
     pub statement: Duration,
+    /// For the answer to a statement that costs nothing, and for the way of any answer.
+    pub answer: Duration,
+}
+
+impl Limits {
+    /// How long to wait for the answer of any statement: what the server allows it, and its way.
+    pub fn deadline(&self) -> Option<Duration> {
+        (!self.statement.is_zero()).then_some(self.statement + self.answer)
+    }
+
+    /// How long a statement of the engine waits for a lock: less than for its answer, so that the server says that
+    /// it is locked before we take the link for dead.
+    fn lock(&self) -> Duration {
+        self.answer.mul_f64(0.8)
+    }
 }
 
 /// What can go wrong between us and the database, besides a statement's own errors.
@@ -39,6 +55,9 @@ pub enum DatabaseError {
     /// An old primary beside the one that replaced it.
     #[error("failed to use the database: this server is on an older timeline than the one used before")]
     OldTimeline,
+    /// Another statement of this process had no answer in time, so the link is taken for dead.
+    #[error("failed to hear from the database: its link is dead")]
+    Cut,
     /// Everything else, in sqlx's words.
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
@@ -60,7 +79,11 @@ pub fn with_settings(
         ("statement_timeout", statement_limit.as_str()),
         ("lock_timeout", "10s"),
         ("idle_in_transaction_session_timeout", "30s"),
+        // Ignored where the server's system does not know them.
         ("tcp_keepalives_idle", "10"),
+        ("tcp_keepalives_interval", "5"),
+        ("tcp_keepalives_count", "3"),
+        ("tcp_user_timeout", "15s"),
         ("default_transaction_isolation", "read committed"),
     ];
     if speaker == Speaker::Runner {
@@ -82,17 +105,41 @@ pub async fn connect(
     speaker: Speaker,
     limits: Limits,
 ) -> Result<PgConnection, DatabaseError> {
-    let options = with_settings(options.clone(), name, speaker, limits.statement);
-    within(limits.connect, PgConnection::connect_with(&options)).await
+    let mut options = with_settings(options.clone(), name, speaker, limits.statement);
+    if speaker == Speaker::Runner {
+        options = options.options([("lock_timeout", format!("{}ms", limits.lock().as_millis()))]);
+    }
+    within(limits.connect, knock(&options)).await
 }
 
-/// A pool for jobs and log lines. It connects when first used.
-pub fn pool(options: &PgConnectOptions, name: &str, max_connections: u32, limits: Limits) -> PgPool {
-    let options = with_settings(options.clone(), name, Speaker::Operator, limits.statement);
-    PgPoolOptions::new()
-        .max_connections(max_connections)
-        .acquire_timeout(limits.connect.max(Duration::from_secs(5)))
-        .connect_lazy_with(options)
+/// Connects by several attempts at once. One that fell into a black hole repeats its SYN after 1, 3 and 7 seconds
+/// only, so a fresh one is begun beside it again and again: when the hole closes the next is let in at once.
+async fn knock(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    const AGAIN: Duration = Duration::from_millis(1500);
+    let mut attempts = FuturesUnordered::new();
+    loop {
+        attempts.push(open(options));
+        tokio::select! {
+            Some(outcome) = attempts.next() => return outcome,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+async fn open(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let mut db = PgConnection::connect_with(options).await?;
+    notice_our_end(&mut db).await?;
+    Ok(db)
+}
+
+/// Lets the server look whether we are still there while it works for us, so that a statement whose caller is gone
+/// ends and frees its locks. Asked for afterwards, because where the server cannot do it, it refuses connections that
+/// ask for it at their start.
+pub(super) async fn notice_our_end(db: &mut PgConnection) -> Result<(), sqlx::Error> {
+    match sqlx::raw_sql("set client_connection_check_interval = '2s'").execute(db).await {
+        Ok(_) | Err(sqlx::Error::Database(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// A database call with a deadline.
@@ -120,6 +167,31 @@ pub fn is_outage(error: &sqlx::Error) -> bool {
         }),
         _ => false,
     }
+}
+
+impl DatabaseError {
+    /// Whether trying again later may help.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Deadline(_) | Self::Cut | Self::Standby | Self::OldTimeline => true,
+            Self::Sql(error) => is_outage(error),
+        }
+    }
+}
+
+impl From<DatabaseError> for sqlx::Error {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Sql(error) => error,
+            unheard => Self::Io(std::io::Error::other(unheard)),
+        }
+    }
+}
+
+/// Whether somebody held locked what a statement wanted for longer than it may wait (55P03). The connection is fine.
+pub fn is_locked(error: &DatabaseError) -> bool {
+    let DatabaseError::Sql(sqlx::Error::Database(error)) = error else { return false };
+    error.code().is_some_and(|code| code == "55P03")
 }
 
 /// Waits between attempts to reach the database: doubling from 50 ms to a cap, with jitter, so that many

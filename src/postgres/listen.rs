@@ -1,12 +1,14 @@
 //! Wake-up hints: LISTEN on a connection of its own.
 //!
 //! A hint only makes things faster; the clock is the guarantee. So a listener that lost its connection just
-//! comes back after a back-off and gives one hint for whatever it may have missed.
+//! comes back after a back-off and gives one hint for whatever it may have missed. It asks the server every few
+//! seconds whether it is there, because a half-open socket looks just like nothing to hear.
 
-use super::connect::{Backoff, Limits, Speaker, with_settings};
+use super::connect::{Backoff, Limits, Speaker, with_settings, within};
+use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -27,24 +29,33 @@ pub struct Hints {
 }
 
 impl Hints {
-    fn all(&self) {
+    /// Everybody looks now, for what may have been missed.
+    pub(crate) fn all(&self) {
         self.wake.notify_one();
         self.cancel.notify_one();
         self.schedule.notify_one();
     }
 }
 
+/// A listener that heard nothing for so long asks the server whether it is still there.
+const PING_EVERY: Duration = Duration::from_secs(3);
+
 /// Listens until `stop`.
 pub async fn run(options: PgConnectOptions, limits: Limits, hints: Hints, stop: CancellationToken) {
     let options = with_settings(options, "listen", Speaker::Operator, limits.statement);
-    let mut backoff = Backoff::new(Duration::from_secs(5));
-    loop {
-        let heard = tokio::select! {
-            () = stop.cancelled() => return,
-            heard = listen(&options, limits, &hints, &mut backoff) => heard,
-        };
-        if let Err(error) = heard {
-            tracing::debug!(%error, "Listener: connection lost, the clock takes over until it is back");
+    let mut backoff = Backoff::new(Duration::from_secs(2));
+    while !stop.is_cancelled() {
+        let began = Instant::now();
+        let life = Life { options: options.clone(), limits, hints: hints.clone(), stop: stop.clone() };
+        match tokio::task::spawn_blocking(|| life.live()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Listener: connection lost, the clock takes over until it is back");
+            }
+            Err(error) => tracing::error!(%error, "Listener: ended by a panic, begun anew"),
+        }
+        if began.elapsed() > PING_EVERY {
+            backoff.reset();
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -53,48 +64,65 @@ pub async fn run(options: PgConnectOptions, limits: Limits, hints: Hints, stop: 
     }
 }
 
-/// One connection's life. It pings itself through the server, so that a half-open socket is noticed.
-async fn listen(
-    options: &PgConnectOptions,
+/// One connection's life.
+struct Life {
+    options: PgConnectOptions,
     limits: Limits,
-    hints: &Hints,
-    backoff: &mut Backoff,
-) -> Result<(), sqlx::Error> {
-    // A pool of one, because PgListener keeps a pool's connection for ever.
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(limits.connect)
-        .connect_with(options.clone())
-        .await?;
-    let mut listener = PgListener::connect_with(&pool).await?;
-    listener.eager_reconnect(false);
-    listener.ignore_pool_close_event(true);
-    listener.listen_all([WAKE, CANCEL]).await?;
-    backoff.reset();
-    // Whatever was sent while nobody listened.
-    hints.all();
-    loop {
-        match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
-            Ok(Ok(Some(hint))) => {
-                if hint.channel() == CANCEL {
-                    hints.cancel.notify_one();
-                } else {
-                    hints.wake.notify_one();
+    hints: Hints,
+    stop: CancellationToken,
+}
+
+impl Life {
+    /// Lives on a runtime of its own: a `PgListener` that is dropped leaves a task behind that says good-bye to the
+    /// server, and on a dead link that task would wait for ever. Here it ends with its runtime.
+    fn live(self) -> Result<(), sqlx::Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let heard = runtime.block_on(async {
+            tokio::select! {
+                heard = self.listen() => heard,
+                () = self.stop.cancelled() => Ok(()),
+            }
+        });
+        // Not waiting for a name that is just being looked up.
+        runtime.shutdown_background();
+        heard
+    }
+
+    /// Gives hints until the connection is lost.
+    async fn listen(&self) -> Result<(), sqlx::Error> {
+        let mut listener = within(self.limits.connect, self.open()).await?;
+        // Whatever was sent while nobody listened.
+        self.hints.all();
+        loop {
+            match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
+                Ok(Ok(Some(hint))) if hint.channel() == CANCEL => self.hints.cancel.notify_one(),
+                Ok(Ok(Some(hint))) => {
+                    self.hints.wake.notify_one();
                     if hint.payload() == "schedule" {
-                        hints.schedule.notify_one();
+                        self.hints.schedule.notify_one();
                     }
                 }
-            }
-            Ok(Ok(None)) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => {
-                let ping = sqlx::Executor::execute(&mut listener, "select 1");
-                if tokio::time::timeout(limits.connect, ping).await.is_err() {
-                    return Err(sqlx::Error::PoolTimedOut);
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    // A half-open socket looks like silence. (What is sent meanwhile is heard by the next look.)
+                    within(self.limits.answer, listener.execute("select 1")).await?;
                 }
             }
         }
     }
-}
 
-const PING_EVERY: Duration = Duration::from_secs(15);
+    async fn open(&self) -> Result<PgListener, sqlx::Error> {
+        // A pool of one, because PgListener keeps a pool's connection for ever.
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(self.limits.connect)
+            .connect_with(self.options.clone())
+            .await?;
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.eager_reconnect(false);
+        listener.ignore_pool_close_event(true);
+        listener.listen_all([WAKE, CANCEL]).await?;
+        Ok(listener)
+    }
+}

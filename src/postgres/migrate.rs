@@ -57,13 +57,9 @@ impl SchemaError {
     /// Whether waiting may help.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Standby
-            | Self::Database(
-                DatabaseError::Deadline(_) | DatabaseError::Standby | DatabaseError::OldTimeline,
-            ) => true,
-            Self::Database(DatabaseError::Sql(e)) | Self::Migration(MigrateError::Execute(e)) => {
-                connect::is_outage(e)
-            }
+            Self::Standby => true,
+            Self::Database(error) => error.is_outage(),
+            Self::Migration(MigrateError::Execute(e)) => connect::is_outage(e),
             _ => false,
         }
     }
@@ -93,7 +89,7 @@ pub async fn migrate(options: &PgConnectOptions, limits: Limits) -> Result<Migra
         options,
         "migrate",
         Speaker::Operator,
-        Limits { connect: limits.connect, statement: Duration::ZERO },
+        Limits { statement: Duration::ZERO, ..limits },
     )
     .await?;
     check_server(&mut db).await?;

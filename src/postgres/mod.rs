@@ -2,6 +2,8 @@
 
 pub(crate) mod cluster;
 pub mod connect;
+pub mod database;
 pub mod embedded;
+pub mod lifeline;
 pub mod listen;
 pub mod migrate;

@@ -6,7 +6,8 @@
 
 use super::{CatchUp, MissedPlan, MissedRun, Overlap, Recurrence, Zone, jitter, missed, next_after};
 use crate::history::{lookup, moves};
-use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker, within};
+use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker};
+use crate::postgres::lifeline::Lifeline;
 use crate::postgres::listen::Hints;
 use crate::seeded_bugs::{self, Bug};
 use crate::vitals::Vitals;
@@ -14,6 +15,7 @@ use chrono::{DateTime, NaiveTime, Utc};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -68,6 +70,7 @@ impl ScheduleRow {
 pub(crate) struct Scheduler {
     pub(crate) options: PgConnectOptions,
     pub(crate) limits: Limits,
+    pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) hints: Hints,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) missed_grace: Duration,
@@ -86,7 +89,12 @@ impl Scheduler {
         loop {
             self.vitals.progress("schedule");
             let recompute = recomputed.is_none_or(|at| at.elapsed() >= RECOMPUTE_EVERY);
-            let wait = match self.turn(&mut link, recompute).await {
+            let turned = tokio::select! {
+                turned = self.turn(&mut link, recompute) => turned,
+                // What it had begun goes with its connection.
+                () = stop.cancelled() => return,
+            };
+            let wait = match turned {
                 Ok(wait) => {
                     backoff.reset();
                     if recompute {
@@ -108,6 +116,13 @@ impl Scheduler {
         }
     }
 
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, DatabaseError> {
+        self.lifeline.within(self.limits.deadline(), call).await
+    }
+
     async fn turn(
         &self,
         link: &mut Option<PgConnection>,
@@ -124,18 +139,18 @@ impl Scheduler {
         // Those that somebody holds locked, or that the database refuses to serve: they delay no other.
         let mut held = HashSet::new();
         loop {
-            let mut due = within(self.limits.statement, due(&mut db)).await?;
+            let mut due = self.within(due(&mut db)).await?;
             due.retain(|schedule| !held.contains(&schedule.id));
             if due.is_empty() {
                 break;
             }
             for schedule in &due {
-                match within(self.limits.statement, self.serve(&mut db, schedule)).await {
+                match self.within(self.serve(&mut db, schedule)).await {
                     Ok(Some(rows)) => fired += rows,
                     Ok(None) => drop(held.insert(schedule.id)),
                     Err(DatabaseError::Sql(error)) if !connect::is_outage(&error) => {
                         tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
-                        within(self.limits.statement, sqlx::raw_sql("rollback").execute(&mut db)).await?;
+                        self.within(sqlx::raw_sql("rollback").execute(&mut db)).await?;
                         held.insert(schedule.id);
                         #[cfg(feature = "seeded-bugs")]
                         if seeded_bugs::is(Bug::DueTimeForgotten) {
@@ -150,7 +165,7 @@ impl Scheduler {
             tracing::debug!("Job Runner: Queueing [{fired}] Scheduled Jobs");
             self.hints.wake.notify_one();
         }
-        let next = within(self.limits.statement, seconds_to_next(&mut db)).await?;
+        let next = self.within(seconds_to_next(&mut db)).await?;
         *link = Some(db);
         // The claim loop's tick looks at schedules too and gives a hint, so this sleep need not be short.
         let next = next.map_or(IDLE_LOOK, |s| Duration::from_secs_f64(s.clamp(0.0, IDLE_LOOK.as_secs_f64())));
@@ -187,7 +202,7 @@ impl Scheduler {
 
     /// Due times in the future follow the zone data of today.
     async fn recompute(&self, db: &mut PgConnection) -> Result<(), DatabaseError> {
-        for schedule in within(self.limits.statement, in_the_future(db)).await? {
+        for schedule in self.within(in_the_future(db)).await? {
             let Ok((recurrence, zone)) = schedule.parse() else { continue };
             let next = next_after(&recurrence, &zone, schedule.now);
             if next != schedule.next_run {
@@ -195,7 +210,7 @@ impl Scheduler {
                     "Scheduler: zone data changed, schedule {} is due at {next:?} now",
                     schedule.id
                 );
-                within(self.limits.statement, set_next(db, &schedule, next)).await?;
+                self.within(set_next(db, &schedule, next)).await?;
             }
         }
         Ok(())

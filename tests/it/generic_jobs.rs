@@ -15,12 +15,12 @@ use rosterd::connectors::{Call, SourceClient};
 use rosterd::history::HistoryId;
 use rosterd::job::{ErrorKind, JobError, Outcome};
 use rosterd::limits::{CallPermit, LimitError, SourceLimiter};
-use rosterd::postgres::connect::{Speaker, with_settings};
+use rosterd::postgres::connect::Limits;
+use rosterd::postgres::database::Database;
 use rosterd::testing;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -36,21 +36,22 @@ const SOON: Duration = Duration::from_secs(20);
 // ---- the database ----
 
 /// One database for all of these tests; each makes sources of its own in it.
-async fn pool() -> PgPool {
+async fn pool() -> Database {
     static OPTIONS: OnceLock<PgConnectOptions> = OnceLock::new();
     let options = tokio::task::spawn_blocking(|| {
         OPTIONS.get_or_init(|| {
             let db = TestDb::new();
             let options = db.options.clone();
             std::mem::forget(db); // it goes with the server
-            with_settings(options, "test", Speaker::Operator, SOON)
+            options
         })
     });
-    PgPoolOptions::new().max_connections(8).connect_with(options.await.unwrap().clone()).await.unwrap()
+    let limits = Limits { connect: SOON, statement: SOON, answer: Duration::from_secs(5) };
+    Database::new(options.await.unwrap(), "test", 8, limits)
 }
 
 /// A runner that is alive as far as the database knows.
-async fn runner(pool: &PgPool) -> SourceLimiter {
+async fn runner(pool: &Database) -> SourceLimiter {
     let id = Uuid::now_v7();
     sqlx::query("insert into vm.Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ($1, 'test', 1, '0', 20, 10)")
         .bind(id)
@@ -60,7 +61,7 @@ async fn runner(pool: &PgPool) -> SourceLimiter {
     SourceLimiter::new(pool.clone(), id)
 }
 
-async fn source(pool: &PgPool, kind: &str, address: &str, auth: Value) -> SourceConfig {
+async fn source(pool: &Database, kind: &str, address: &str, auth: Value) -> SourceConfig {
     let (organization, id) = (Uuid::now_v7(), Uuid::now_v7());
     sqlx::query("insert into vm.Organization (ID, Code) values ($1, $1::text)")
         .bind(organization)
@@ -89,7 +90,7 @@ async fn source(pool: &PgPool, kind: &str, address: &str, auth: Value) -> Source
     }
 }
 
-async fn edit_auth(pool: &PgPool, source: &SourceConfig, auth: Value) {
+async fn edit_auth(pool: &Database, source: &SourceConfig, auth: Value) {
     sqlx::query("update vm.SourceConfig set AuthInfo = $2 where ID = $1")
         .bind(source.id)
         .bind(auth)
@@ -98,7 +99,7 @@ async fn edit_auth(pool: &PgPool, source: &SourceConfig, auth: Value) {
         .unwrap();
 }
 
-async fn slots(pool: &PgPool, source: &SourceConfig) -> i64 {
+async fn slots(pool: &Database, source: &SourceConfig) -> i64 {
     sqlx::query_scalar("select count(*) from vm.SourceSlot where SourceConfigID = $1")
         .bind(source.id)
         .fetch_one(pool)
@@ -217,7 +218,7 @@ async fn work(
 // ---- runs ----
 
 struct Bench {
-    pool: PgPool,
+    pool: Database,
     limiter: SourceLimiter,
     settings: Config,
     config: JobConfig,
@@ -919,7 +920,7 @@ async fn an_sql_error_tells_its_sqlstate_message_and_hint_and_no_secret() {
     }
 }
 
-async fn is_running(pool: &PgPool, mark: Uuid) -> bool {
+async fn is_running(pool: &Database, mark: Uuid) -> bool {
     sqlx::query_scalar("select exists (select from pg_stat_activity where state = 'active' and query like $1 and pid <> pg_backend_pid())")
         .bind(format!("%/*{mark}*/%"))
         .fetch_one(pool)

@@ -210,7 +210,7 @@ pub(super) fn embedded_daemon(state: &std::path::Path) -> Daemon {
     Daemon::spawn(command)
 }
 
-fn own_server(state: &std::path::Path) -> EmbeddedPostgres {
+pub(super) fn own_server(state: &std::path::Path) -> EmbeddedPostgres {
     let mut options = EmbeddedOptions::new(state.to_owned());
     options.durability = Durability::Durable;
     EmbeddedPostgres::start(&options).unwrap()

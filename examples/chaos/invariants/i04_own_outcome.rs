@@ -35,6 +35,10 @@ pub fn check(history: &History, found: &mut Findings) {
             let needs: &[What] = match (change.status, change.iteration > change.old_iteration) {
                 (Some(3), _) => &[What::Ok],
                 (Some(1), true) => &[What::Ok, What::Failed, What::Stopped, What::Dropped],
+                // A posting that could not be committed is a failure, after all else was well.
+                (Some(1), false) if trail[0].config == history.lanes.ledger => {
+                    &[What::Failed, What::Ok, What::Dropped]
+                }
                 (Some(1), false) => &[What::Failed],
                 _ => continue,
             };

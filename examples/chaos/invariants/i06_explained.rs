@@ -4,8 +4,10 @@
 use super::Findings;
 use super::i04_own_outcome::is_put_back;
 use crate::clock::{Nanos, SECOND, seconds};
-use crate::history::History;
+use crate::effects::What;
+use crate::history::{History, Run};
 use crate::nemesis::Fault;
+use crate::recorder::FaultRecord;
 use uuid::Uuid;
 
 pub fn check(history: &History, found: &mut Findings) {
@@ -24,12 +26,12 @@ pub fn check(history: &History, found: &mut Findings) {
             } else if is_put_back(change) {
                 found.decide("I6");
                 let runs = history.runs.get(row).map_or(&[][..], Vec::as_slice);
-                let started = runs.iter().any(|run| run.claim == claimed && run.started < change.at);
-                if started && !was_stopping(history, runner, change.at) {
-                    found.violate(
-                        "I6",
-                        format!("{row} ran and was put back by a runner that did not stop: {change:?}"),
-                    );
+                let Some(run) = runs.iter().find(|run| run.claim == claimed && run.started < change.at)
+                else {
+                    continue; // its runner never heard that it had it
+                };
+                if !may_put_back(history, run, runner, change.at) {
+                    found.violate("I6", format!("{row} ran and was put back for no reason: {change:?}"));
                 }
             }
         }
@@ -65,12 +67,10 @@ fn no_reason(history: &History, runner: Uuid, at: Nanos) -> Option<String> {
     (!cause).then(|| format!("lived (process {pid} of daemon {daemon}, registered {age:.1} s before)"))
 }
 
-fn was_stopping(history: &History, runner: Uuid, at: Nanos) -> bool {
+/// A daemon that stops puts back what it runs, and a run that the database went away under is not counted.
+fn may_put_back(history: &History, run: &Run, runner: Uuid, at: Nanos) -> bool {
     let Some((_, daemon)) = history.daemon_of_runner(runner) else { return false };
-    history.faults.iter().any(|fault| {
-        fault.fault == Fault::Terminate
-            && fault.daemon == Some(daemon)
-            && fault.from <= at
-            && fault.to.is_none_or(|end| end + SECOND >= at)
-    })
+    let stopping = |fault: &FaultRecord| fault.fault == Fault::Terminate && fault.daemon == Some(daemon);
+    let failed = run.end.is_none_or(|(what, ended)| what != What::Stopped && ended <= at);
+    history.troubles(Some(daemon), run.started, at).any(|fault| stopping(fault) || failed)
 }

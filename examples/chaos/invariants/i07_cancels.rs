@@ -33,10 +33,12 @@ pub fn check(history: &History, found: &mut Findings) {
             if ![5, -1].contains(answered) {
                 found.violate("I7", format!("the cancel of {row} was answered with status {answered}"));
             }
-            let late = history
-                .runs
-                .get(row)
-                .and_then(|runs| runs.iter().find(|run| run.started > operation.answered + NO_NEW_RUN_AFTER));
+            // A process that was frozen or cut off may begin what it claimed before the cancel; the gate stops it there.
+            let late = history.runs.get(row).into_iter().flatten().find(|run| {
+                let daemon = history.daemon_of(run.pid);
+                run.started > operation.answered + NO_NEW_RUN_AFTER
+                    && history.troubles(daemon, operation.answered, run.started).next().is_none()
+            });
             if let Some(run) = late {
                 let after = seconds(run.started - operation.answered);
                 found.violate("I7", format!("{row} began {after:.1} s after its cancel was acknowledged"));

@@ -48,7 +48,7 @@ impl Job for SqlJob {
                 permit = Some(ctx.limiter().acquire(source, ctx.row().id, ctx.cancellation()).await?);
                 source_options(&ctx, source).await?
             }
-            None if ctx.settings().sql_job.allow_own_database => (*ctx.database().connect_options()).clone(),
+            None if ctx.settings().sql_job.allow_own_database => ctx.database().connect_options().clone(),
             None => {
                 return Err(JobError::fatal_message(format_args!(
                     "JobConfig {} has no DataInSourceConfigID, and statements on rosterd's own database are not \

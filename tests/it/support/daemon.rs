@@ -12,7 +12,7 @@ pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_rosterd"))
 }
 
-/// The rosterd with the misbehaving jobs of `examples/own_jobs.rs`. `cargo test` builds it.
+/// The rosterd with the misbehaving jobs of `examples/own_jobs/`. `cargo test` builds it.
 pub fn own_jobs_binary() -> PathBuf {
     let path = binary().with_file_name("examples").join("own_jobs");
     assert!(

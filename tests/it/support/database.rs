@@ -38,7 +38,11 @@ impl TestDb {
         TEMPLATE_READY.get_or_init(|| {
             runtime().block_on(async {
                 maintain(format!("create database {TEMPLATE}")).await.unwrap();
-                let limits = Limits { connect: Duration::from_secs(10), statement: Duration::from_secs(60) };
+                let limits = Limits {
+                    connect: Duration::from_secs(10),
+                    statement: Duration::from_secs(60),
+                    answer: Duration::from_secs(5),
+                };
                 migrate::migrate(&server().connect_options().database(TEMPLATE), limits).await.unwrap();
             });
         });

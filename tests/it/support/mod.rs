@@ -2,6 +2,7 @@
 
 mod daemon;
 mod database;
+pub mod proxy;
 mod psql;
 mod server;
 

@@ -3,6 +3,9 @@
 //! The same command line, the same daemon: `cargo run --example own_jobs -- run`. The project's tests run it
 //! too, because its jobs misbehave in every way a job can.
 
+mod effects;
+
+use effects::{ActJob, LedgerJob, StepJob};
 use rosterd::job::{Child, Job, JobContext, JobError, NoPayload, Outcome};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -21,7 +24,11 @@ fn main() -> ExitCode {
             .register(PanicJob)
             .register(ParentJob)
             .register(TalkJob)
-            .register(AnswerJob),
+            .register(AnswerJob)
+            .register(ActJob)
+            .register(StepJob)
+            .register(LedgerJob)
+            .register(QueryJob),
     )
 }
 
@@ -292,5 +299,45 @@ impl Job for AnswerJob {
         let mut result = serde_json::json!({ "text": format!("{nul}{}", "x".repeat(payload.bytes)) });
         result["deep"] = deep;
         Ok(Outcome::with_result(result))
+    }
+}
+
+/// What a job does to rosterd's own database.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    statement: String,
+    /// Whether it is a transaction of its own rather than a bare statement.
+    #[serde(default)]
+    transaction: bool,
+    #[serde(default = "once")]
+    times: u32,
+}
+
+fn once() -> u32 {
+    1
+}
+
+/// Works on rosterd's own database.
+struct QueryJob;
+
+impl Job for QueryJob {
+    const STRUCT: &'static str = "QueryJob";
+    const DESCRIPTION: &'static str = "Runs a statement on rosterd's own database some times";
+    type Payload = Question;
+
+    async fn run(&self, ctx: JobContext, question: Question) -> Result<Outcome, JobError> {
+        for n in 1..=question.times {
+            let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(question.statement.clone()));
+            if question.transaction {
+                let mut transaction = ctx.database().begin().await?;
+                statement.execute(&mut *transaction).await?;
+                transaction.commit().await?;
+            } else {
+                statement.execute(ctx.database()).await?;
+            }
+            ctx.progress(format!("{n} of {}", question.times));
+        }
+        Ok(Outcome::done())
     }
 }
