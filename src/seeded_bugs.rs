@@ -29,6 +29,8 @@ pub(crate) enum Bug {
     DueTimeForgotten,
     /// Nobody looks for cancel requests.
     CancelsUnheard,
+    /// A job's own transaction is committed although its row was cancelled meanwhile.
+    CommitsAlthoughCancelled,
 }
 
 #[cfg(not(feature = "seeded-bugs"))]
@@ -67,6 +69,7 @@ mod seeded {
             Bug::SchedulesUnguarded => "schedules-unguarded",
             Bug::DueTimeForgotten => "due-time-forgotten",
             Bug::CancelsUnheard => "cancels-unheard",
+            Bug::CommitsAlthoughCancelled => "commits-although-cancelled",
         };
         *ACTIVE == name
     }

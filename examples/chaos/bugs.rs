@@ -76,6 +76,7 @@ pub const BUGS: &[SeededBug] = &[
     },
     daemon("due-time-forgotten", &[Fault::LockTable, Fault::DiskFull]),
     daemon("cancels-unheard", &[]),
+    daemon("commits-although-cancelled", &[]),
     database(
         "cancel-not-told",
         replaced!(

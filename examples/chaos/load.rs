@@ -74,8 +74,8 @@ impl Worker {
 
     fn duration(&mut self) -> u64 {
         match self.rng.u32(0..20) {
-            0 => self.rng.u64(5000..8000),
-            1..4 => self.rng.u64(1000..2000),
+            0..2 => self.rng.u64(5000..8000),
+            2..7 => self.rng.u64(1000..3000),
             _ => self.rng.u64(50..600),
         }
     }
@@ -103,7 +103,12 @@ impl Worker {
                 lanes.plain,
                 format!(r#"{{"duration_milliseconds": {}, "stubborn": true, "steps": 2}}"#, ms.min(2500)),
             ),
-            17..19 => (lanes.ledger, format!(r#"{{"duration_milliseconds": {}, "ledger": true}}"#, ms / 2)),
+            17..19 => {
+                // Deaf to cancels for less than the grace time: they meet the commit.
+                let (ms, stubborn) = (ms.min(900), self.rng.bool());
+                let payload = r#"{"duration_milliseconds": MS, "ledger": true, "stubborn": DEAF}"#;
+                (lanes.ledger, payload.replace("MS", &ms.to_string()).replace("DEAF", &stubborn.to_string()))
+            }
             19 if self.continuous.len() < 2 => {
                 (lanes.continuous, r#"{"duration_milliseconds": 300}"#.to_owned())
             }

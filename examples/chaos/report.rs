@@ -175,7 +175,10 @@ impl Report {
 fn rows_after(history: &History, kind: Fault) -> Vec<Nanos> {
     let mut times = Vec::new();
     for trail in history.trails.values() {
-        for (at, change) in trail.iter().enumerate().filter(|(_, change)| change.is_rescue()) {
+        // After a second crash a row waits ten seconds on purpose.
+        let rescues =
+            trail.iter().enumerate().filter(|(_, change)| change.is_rescue() && change.old_crashes == 0);
+        for (at, change) in rescues {
             let Some((_, daemon)) = change.old_thread.and_then(|runner| history.daemon_of_runner(runner))
             else {
                 continue;

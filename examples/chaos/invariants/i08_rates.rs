@@ -9,10 +9,27 @@ use std::collections::HashMap;
 
 /// On its way from the daemon to the API a call may take longer than the one before it.
 const JITTER: Nanos = 5 * MILLI;
-/// Beyond this it is no jitter, even on a busy machine.
-const GROSS: Nanos = 60 * MILLI;
+/// Beyond this it is no jitter, even on a machine with more to do than it can.
+const GROSS: Nanos = 200 * MILLI;
+/// So many calls in a row, and jitter cannot explain that they came too fast.
+const SERIES: usize = 10;
 
 pub fn check(history: &History, found: &mut Findings) {
+    let paced: Vec<Nanos> =
+        history.arrivals.iter().filter(|call| call.source == "paced").map(|call| call.t).collect();
+    for series in paced.windows(SERIES) {
+        let (first, took) = (series[0], series[SERIES - 1] - series[0]);
+        let least = DELAY_MILLIS * MILLI * (SERIES as Nanos - 1);
+        if took + GROSS < least && !was(history, Fault::ClockStep, first, first + took) {
+            let took = seconds(took);
+            found.violate(
+                "I8",
+                format!(
+                    "{SERIES} calls of paced came within {took:.3} s, {DELAY_MILLIS} ms apart is asked for"
+                ),
+            );
+        }
+    }
     let mut last: HashMap<&str, Nanos> = HashMap::new();
     for call in &history.arrivals {
         found.decide("I8");
@@ -40,7 +57,7 @@ pub fn check(history: &History, found: &mut Findings) {
             continue;
         }
         if gap + GROSS >= DELAY_MILLIS * MILLI {
-            found.slack("calls less than 60 ms too early, on a busy machine");
+            found.slack("calls less than 200 ms too early, on a busy machine");
         } else if frozen || was(history, Fault::CpuHog, before, call.t) {
             found.slack("calls of a process frozen between its permit and the call");
         } else if was(history, Fault::ClockStep, before, call.t) {
