@@ -1,6 +1,9 @@
 //! Start-up order and shut-down order, nothing else.
 
+pub(crate) mod alone;
+
 use crate::config::Config;
+use crate::engine::alone::Launcher;
 use crate::engine::{Engine, state};
 use crate::log::{LogLines, write_logs};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker};
@@ -10,11 +13,12 @@ use crate::postgres::lifeline::Lifeline;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
-use crate::vitals::Vitals;
+use crate::vitals::{self, Vitals};
 use crate::{log, systemd, web};
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,6 +37,8 @@ pub(crate) struct Start {
     pub(crate) embedded: Option<Arc<Mutex<Option<EmbeddedPostgres>>>>,
     pub(crate) log_lines: LogLines,
     pub(crate) log_handle: Option<log::LogHandle>,
+    /// How suspects get processes of their own; `None` if they do not.
+    pub(crate) launcher: Option<Launcher>,
 }
 
 /// Why a daemon could not start, or had to give up.
@@ -44,6 +50,11 @@ pub(crate) enum DaemonError {
     Listen { address: String, error: std::io::Error },
     #[error("failed to start a thread: {0}")]
     Thread(std::io::Error),
+    #[error(
+        "failed to go on: jobs that cannot be stopped hold the threads of this process (engine.max_abandoned); \
+         its rows went back on the queue, a fresh process is needed"
+    )]
+    Exhausted,
 }
 
 /// When to stop: `stop` asks for it, `hurry` asks again.
@@ -73,7 +84,7 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 
 /// Runs until told to stop. Called on the control runtime.
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
-    let Start { settings, registry, options, embedded, log_lines, log_handle } = start;
+    let Start { settings, registry, options, embedded, log_lines, log_handle, launcher } = start;
     let vitals = Arc::new(Vitals::new());
     let limits = settings.database.limits();
 
@@ -105,6 +116,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         lifeline: Arc::clone(&lifeline),
         vitals: Arc::clone(&vitals),
         jobs,
+        errand: None,
         control: Handle::current(),
         jobs_runtime,
     }));
@@ -117,7 +129,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), database);
+    let engine = Engine::start(Arc::clone(&state), database, launcher);
     let autostart = tokio::spawn(autostart_configs(
         options.clone(),
         limits,
@@ -133,10 +145,15 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         say_ready();
         systemd::ready();
     }
-    wait_for_stop(&signals, &state.hints).await;
+    wait_for_stop(&signals, &state).await;
 
-    tracing::info!("Job Runner: told to stop");
-    let drain = settings.engine.drain();
+    let exhausted = state.exhausted.is_cancelled();
+    if !exhausted {
+        tracing::info!("Job Runner: told to stop");
+    }
+    // With every thread held no job can end by itself.
+    let stuck = exhausted && state.running.abandoned() >= settings.engine.threads();
+    let drain = if stuck { Duration::ZERO } else { settings.engine.drain() };
     systemd::stopping(drain + settings.engine.cancel_grace());
     vitals.set_ready(false);
     schedule_stop.cancel();
@@ -155,14 +172,15 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     logs_stop.cancel();
     let _ = logs.await;
     tracing::info!("Job Runner: stopped");
-    Ok(())
+    if exhausted { Err(DaemonError::Exhausted) } else { Ok(()) }
 }
 
-/// Contract: printed and logged once it claims.
-#[allow(clippy::print_stdout)]
+/// Contract: printed and logged once it claims. `println!` would panic on a full disk.
 fn say_ready() {
     tracing::info!("rosterd is ready");
-    println!("rosterd is ready");
+    if writeln!(std::io::stdout(), "rosterd is ready").is_err() {
+        metrics::counter!(vitals::LOG_LINES_UNWRITTEN).increment(1);
+    }
 }
 
 async fn serve_http(
@@ -354,10 +372,12 @@ async fn until_ready(vitals: &Vitals, stop: &CancellationToken) {
     }
 }
 
-async fn wait_for_stop(signals: &StopSignals, hints: &crate::postgres::listen::Hints) {
+async fn wait_for_stop(signals: &StopSignals, state: &state::EngineState) {
+    let hints = &state.hints;
     loop {
         tokio::select! {
             () = signals.stop.cancelled() => return,
+            () = state.exhausted.cancelled() => return,
             () = signals.reload.notified() => {
                 // Everything operators change lives in the database and acts at once; what a reload adds is a
                 // fresh look at all of it.

@@ -86,8 +86,8 @@ mod seeded {
         (
             "naive-write",
             &[(
-                "where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)",
-                "where $1::uuid is not null",
+                "h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)",
+                "$1::uuid is not null",
             )],
         ),
         (

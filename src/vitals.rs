@@ -23,6 +23,8 @@ pub const CLAIM_SECONDS: &str = "rosterd_claim_seconds";
 pub const START_LATENCY_SECONDS: &str = "rosterd_start_latency_seconds";
 /// Counter: log lines of jobs that never reached the table.
 pub const LOG_LINES_DROPPED: &str = "rosterd_log_lines_dropped_total";
+/// Counter: log lines that stdout did not take.
+pub const LOG_LINES_UNWRITTEN: &str = "rosterd_log_lines_unwritten_total";
 /// Gauge: 1 while the database answers.
 pub const DATABASE_UP: &str = "rosterd_database_up";
 /// The values of the label `status`; the pages show each from the start, at zero.

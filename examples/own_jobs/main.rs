@@ -22,13 +22,16 @@ fn main() -> ExitCode {
             .register(SpinJob)
             .register(FailJob)
             .register(PanicJob)
+            .register(AbortJob)
             .register(ParentJob)
             .register(TalkJob)
             .register(AnswerJob)
             .register(ActJob)
             .register(StepJob)
             .register(LedgerJob)
-            .register(QueryJob),
+            .register(QueryJob)
+            .register(WriteJob)
+            .register(HoldJob),
     )
 }
 
@@ -202,6 +205,20 @@ impl Job for PanicJob {
     }
 }
 
+/// Kills its process, and with it whatever else runs there.
+struct AbortJob;
+
+impl Job for AbortJob {
+    const STRUCT: &'static str = "AbortJob";
+    const DESCRIPTION: &'static str = "Kills its process after some seconds";
+    type Payload = Duty;
+
+    async fn run(&self, _: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        tokio::time::sleep(duty.time()?).await;
+        std::process::abort();
+    }
+}
+
 /// What a parent's children are.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -338,6 +355,61 @@ impl Job for QueryJob {
             }
             ctx.progress(format!("{n} of {}", question.times));
         }
+        Ok(Outcome::done())
+    }
+}
+
+/// What a job writes down, and where.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    /// The file its line is added to.
+    file: std::path::PathBuf,
+    /// How long it takes before it writes.
+    #[serde(default)]
+    seconds: f64,
+}
+
+/// Has an effect outside the database: the last it does is to add the ID of its row to a file.
+struct WriteJob;
+
+impl Job for WriteJob {
+    const STRUCT: &'static str = "WriteJob";
+    const DESCRIPTION: &'static str = "Waits for some seconds and adds its row's ID to a file";
+    type Payload = Line;
+
+    async fn run(&self, ctx: JobContext, what: Line) -> Result<Outcome, JobError> {
+        let time = Duration::try_from_secs_f64(what.seconds).map_err(JobError::fatal)?;
+        tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            () = tokio::time::sleep(time) => {}
+        }
+        let line = format!("{}\n", ctx.row().id);
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&what.file)?;
+        std::io::Write::write_all(&mut file, line.as_bytes())?;
+        Ok(Outcome::done())
+    }
+}
+
+/// Keeps one of the connections that all jobs share.
+struct HoldJob;
+
+impl Job for HoldJob {
+    const STRUCT: &'static str = "HoldJob";
+    const DESCRIPTION: &'static str = "Holds a connection of the jobs' pool for some seconds";
+    type Payload = Duty;
+
+    async fn run(&self, ctx: JobContext, duty: Duty) -> Result<Outcome, JobError> {
+        let held = tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            held = ctx.database().begin() => held?,
+        };
+        ctx.progress("holds a connection");
+        tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            () = tokio::time::sleep(duty.time()?) => {}
+        }
+        held.rollback().await?;
         Ok(Outcome::done())
     }
 }

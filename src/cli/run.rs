@@ -3,7 +3,10 @@
 use super::{Database, Failure};
 use crate::config::Config;
 use crate::daemon::{self, DaemonError, Start, StopSignals};
+use crate::engine::alone::Launcher;
+use crate::engine::errand::{self, Errand};
 use crate::log;
+use crate::postgres::embedded::EmbeddedPostgres;
 use crate::registry::Registry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,12 +16,21 @@ pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Fail
     let (sink, log_lines) = log::database::channel(settings.log.database_queue, settings.log.database_level);
     let logging = log::init(&settings.log, Some(sink)).map_err(Failure::usage)?;
     log_panics();
+    let errand = Errand::from_environment().map_err(Failure::usage)?.map(Arc::new);
     let mut database = Database::open(settings)?;
     if let Some(server) = &database.embedded {
         tracing::info!("Embedded PostgreSQL: {}", server.url());
     }
+    let url = database.embedded.as_ref().map(EmbeddedPostgres::url);
     let embedded = database.embedded.take().map(|server| Arc::new(Mutex::new(Some(server))));
 
+    let signals = StopSignals::default();
+    let launcher = if errand.is_none() && settings.engine.alone_processes > 0 {
+        let launcher = Launcher::new(settings, url, signals.hurry.clone());
+        Some(launcher.map_err(|e| Failure::bug(format!("failed to find this program's file: {e}")))?)
+    } else {
+        None
+    };
     let (control, jobs) = daemon::runtimes(settings)?;
     let start = Start {
         settings: Arc::clone(settings),
@@ -27,12 +39,15 @@ pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Fail
         embedded: embedded.clone(),
         log_lines,
         log_handle: logging.handle().cloned(),
+        launcher,
     };
     let outcome = control.block_on(async {
-        let signals = StopSignals::default();
         listen_for_signals(signals.clone())
             .map_err(|e| Failure::bug(format!("failed to hear signals: {e}")))?;
-        Ok::<_, Failure>(daemon::run(start, jobs.handle().clone(), signals).await?)
+        let jobs = jobs.handle().clone();
+        let Some(errand) = errand else { return Ok(daemon::run(start, jobs, signals).await?) };
+        daemon::alone::run(start, Arc::clone(&errand), jobs, signals).await?;
+        if errand.ran() { Ok(()) } else { Err(Failure::exit(errand::NOT_HAD)) }
     });
     // Threads of jobs that do not let themselves be stopped are left behind; the process ends under them.
     jobs.shutdown_timeout(Duration::from_millis(100));
@@ -83,7 +98,7 @@ impl From<DaemonError> for Failure {
         match error {
             DaemonError::Schema(error) => error.into(),
             DaemonError::Listen { .. } => Self::usage(error),
-            DaemonError::Thread(_) => Self::bug(error),
+            DaemonError::Thread(_) | DaemonError::Exhausted => Self::bug(error),
         }
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct RunnerRow {
     pub(super) pulse_age_seconds: f64,
     /// Whether its pulse is younger than its lease.
     pub(super) alive: bool,
+    /// The one row it is there for, if a daemon started it to run that row alone.
+    pub(super) alone: Option<Uuid>,
 }
 
 /// Every row of `Runner`, by host.
@@ -71,7 +73,8 @@ pub(super) async fn all(db: &mut PgConnection) -> Result<Vec<RunnerRow>, sqlx::E
              r.Running as running, r.Workers as workers, r.Tasks as tasks, r.Draining as draining,
              r.StartedDate as started,
              extract(epoch from clock_timestamp() - r.Pulse)::float8 as "pulse_age_seconds!",
-             r.Pulse > clock_timestamp() - r.LeaseSeconds * interval '1 second' as "alive!"
+             r.Pulse > clock_timestamp() - r.LeaseSeconds * interval '1 second' as "alive!",
+             r.AloneID as alone
            from Runner r
            order by r.Host, r.StartedDate"#
     )
@@ -88,6 +91,7 @@ pub(super) fn shown(runners: &[RunnerRow]) -> String {
         let state = match (r.alive, r.draining && r.state == "running") {
             (false, _) => "dead".to_owned(),
             (true, true) => "draining".to_owned(),
+            (true, false) if r.alone.is_some() && r.state == "running" => "one row alone".to_owned(),
             (true, false) => r.state.clone(),
         };
         let running = format!("{}/{}", r.running, r.workers);

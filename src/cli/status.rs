@@ -30,7 +30,7 @@ pub(super) fn run(settings: &Config, args: &Status) -> Result<(), Failure> {
         // Last, because it may be told to give up.
         let finished = finished(&mut db).await?;
         if args.json {
-            let running = runners.iter().any(|runner| runner.alive);
+            let running = runners.iter().any(|runner| runner.alive && runner.alone.is_none());
             let counts: serde_json::Map<_, _> = live
                 .iter()
                 .map(|(status, n)| (status.name().to_lowercase().replace(' ', "_"), json!(n)))

@@ -138,7 +138,9 @@ pub struct EngineSection {
     pub poll_seconds: f64,
     pub workers: usize,
     pub job_threads: usize,
+    pub max_abandoned: usize,
     pub claim_batch: usize,
+    pub alone_processes: usize,
     pub lease_seconds: f64,
     pub heartbeat_seconds: f64,
     pub cancel_grace_seconds: f64,
@@ -184,6 +186,12 @@ impl EngineSection {
             0 => available_parallelism().map_or(2, usize::from).max(2),
             threads => threads,
         }
+    }
+
+    /// With more abandoned runs than this the daemon gives up: `max_abandoned`, or one thread less than there are,
+    /// because a runner whose every thread is held starts jobs that never move. `None`: it never gives up.
+    pub fn most_abandoned(&self) -> Option<usize> {
+        (self.max_abandoned > 0).then(|| self.max_abandoned.min(self.threads() - 1))
     }
 }
 

@@ -9,7 +9,7 @@ use super::execute::{Executor, FinishedJob};
 use super::link::Link;
 use super::state::EngineState;
 use crate::config_rows;
-use crate::history::{ClaimedJob, lookup, moves};
+use crate::history::{ClaimedJob, SUSPECT_FROM, lookup, moves};
 use crate::postgres::connect::{self, Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
@@ -24,7 +24,7 @@ use uuid::Uuid;
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// How long a claim may go on unheard on a server that puts no limit on statements.
-const LONG_STATEMENT: Duration = Duration::from_mins(1);
+pub(super) const LONG_STATEMENT: Duration = Duration::from_mins(1);
 
 /// Claims until `stop`.
 pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: CancellationToken) {
@@ -117,13 +117,18 @@ async fn turn(
     }
     let db = link.get().await?;
     give_back_unheard(state, executor, db, runner, memory).await?;
-    let mut tick = state.promptly(moves::tick(&mut *db, job_ids)).await?;
+    // Without processes for them, suspects run like all others.
+    let suspect_from = if engine.alone_processes == 0 { i32::MAX } else { SUSPECT_FROM };
+    let mut tick = state.promptly(moves::tick(&mut *db, job_ids, suspect_from)).await?;
     if tick.schedules_due {
         state.hints.schedule.notify_one();
     }
     if tick.is_idle() && tick.unarmed {
         state.promptly(arm(&mut *db)).await?;
-        tick = state.promptly(moves::tick(&mut *db, job_ids)).await?;
+        tick = state.promptly(moves::tick(&mut *db, job_ids, suspect_from)).await?;
+    }
+    if tick.suspects_due {
+        state.suspects.notify_one();
     }
     if tick.is_idle() {
         let due =
@@ -132,7 +137,8 @@ async fn turn(
     }
     let limit = i64::try_from(free.min(engine.claim_batch)).unwrap_or(i64::MAX);
     let began = Instant::now();
-    let claimed = state.within(moves::claim(&mut *db, runner, &tick, limit, memory.around)).await?;
+    let claim = moves::claim(&mut *db, runner, &tick, limit, memory.around, suspect_from);
+    let claimed = state.within(claim).await?;
     memory.around = claimed.left_locked;
     if claimed.jobs.is_empty() {
         if memory.around {
@@ -152,7 +158,7 @@ async fn turn(
 
 /// What a turn leaves for the next.
 #[derive(Debug, Default)]
-struct Memory {
+pub(super) struct Memory {
     /// The last claim left rows behind that somebody holds locked.
     around: bool,
     /// Claims in a row that brought nothing although rows were due.
@@ -166,11 +172,16 @@ struct Memory {
 }
 
 impl Memory {
-    fn doubt(&mut self, time: Duration) {
+    pub(super) fn doubt(&mut self, time: Duration) {
         self.doubt_until = Some(Instant::now() + time);
     }
 
-    fn heard(&mut self, jobs: &[ClaimedJob]) {
+    /// Whether a claim of ours may be under way of which we have not heard.
+    pub(super) fn doubts(&self) -> bool {
+        self.doubt_until.is_some()
+    }
+
+    pub(super) fn heard(&mut self, jobs: &[ClaimedJob]) {
         for claim in jobs.iter().map(|job| job.fence.claim) {
             if self.doubt_until.is_none() {
                 self.floor = self.floor.max(claim);
@@ -183,7 +194,7 @@ impl Memory {
 
 /// Rows of claims whose answer was lost stand as in progress here, and nobody runs them: they go back. The server
 /// may still be at it when we look first, so this is asked until no such statement can be under way.
-async fn give_back_unheard(
+pub(super) async fn give_back_unheard(
     state: &EngineState,
     executor: &Executor,
     db: &mut PgConnection,
@@ -208,7 +219,7 @@ async fn give_back_unheard(
 }
 
 /// Hands what was claimed to dispatch. If the configurations cannot be read now, the rows go back.
-async fn start(
+pub(super) async fn start(
     state: &EngineState,
     executor: &Executor,
     db: &mut PgConnection,

@@ -178,7 +178,9 @@ impl Reporter {
     fn send(&mut self, end: Option<End>) {
         self.reported = true;
         if !self.run.settle_right() {
-            return; // abandoned: its row has ended without it
+            // Abandoned: its row has ended without it.
+            self.running.came_back();
+            return;
         }
         let settled = match &end {
             Some(Ok(Ok(outcome))) => outcome.settled.filter(|(fence, _)| *fence == self.run.fence),

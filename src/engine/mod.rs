@@ -6,11 +6,15 @@
 //!                       heartbeat (cancels) ── running ── watch (time limits, grace)
 //! ```
 //!
+//! Beside claim stands alone, which has suspects run in processes of their own; such a process has errand instead.
+//!
 //! All loops run on the control runtime, jobs on another, so that a job that blocks its thread starves no
 //! claim, pulse, cancel or report. Each loop has a connection of its own.
 
+pub(crate) mod alone;
 mod claim;
 mod dispatch;
+pub(crate) mod errand;
 mod execute;
 mod heartbeat;
 mod link;
@@ -49,12 +53,17 @@ pub(crate) struct Engine {
     claim: JoinHandle<()>,
     report: JoinHandle<()>,
     heartbeat: JoinHandle<()>,
+    alone: Option<JoinHandle<()>>,
     carers: Vec<JoinHandle<()>>,
 }
 
 impl Engine {
-    /// Starts every loop on the runtime this is called from.
-    pub(crate) fn start(state: Arc<EngineState>, database: Database) -> Self {
+    /// Starts every loop on the runtime this is called from. With a launcher, suspects run in processes of their own.
+    pub(crate) fn start(
+        state: Arc<EngineState>,
+        database: Database,
+        launcher: Option<alone::Launcher>,
+    ) -> Self {
         let claiming = CancellationToken::new();
         let caring = CancellationToken::new();
         let reporting = CancellationToken::new();
@@ -72,8 +81,16 @@ impl Engine {
             jobs_runtime: state.jobs_runtime.clone(),
         };
         let spawn = &state.control;
+        let claim = match state.errand.clone() {
+            None => spawn.spawn(claim::run(Arc::clone(&state), executor.clone(), claiming.clone())),
+            Some(errand) => {
+                spawn.spawn(errand::run(Arc::clone(&state), executor.clone(), errand, claiming.clone()))
+            }
+        };
         Self {
-            claim: spawn.spawn(claim::run(Arc::clone(&state), executor.clone(), claiming.clone())),
+            claim,
+            alone: launcher
+                .map(|launcher| spawn.spawn(alone::run(Arc::clone(&state), launcher, claiming.clone()))),
             report: spawn.spawn(report::run(Arc::clone(&state), reports, reporting.clone())),
             heartbeat: spawn.spawn(heartbeat::run(Arc::clone(&state), pulsing.clone())),
             carers: vec![
@@ -97,11 +114,14 @@ impl Engine {
     /// The order of a stop: claim nothing more, let jobs finish for the drain time (or until `hurry`), tell
     /// the rest to stop and put them back, write the last outcomes, leave.
     pub(crate) async fn stop(self, drain: Duration, hurry: CancellationToken) {
-        let Self { state, claiming, caring, reporting, pulsing, claim, report, heartbeat, carers } = self;
+        let Self { state, claiming, caring, reporting, pulsing, claim, report, heartbeat, alone, carers } =
+            self;
         state.stopping.store(true, Ordering::Release);
         claiming.cancel();
         // It holds an executor; its last claim has been handed over when it ends.
         let _ = claim.await;
+        // Its last turn may have said that it claims.
+        state.vitals.set_ready(false);
         state.vitals.retire("claim");
         let running = &state.running;
         if running.count() > 0 {
@@ -120,6 +140,10 @@ impl Engine {
             running.stop_all(StopCause::Shutdown, None);
             // The watch aborts and at last abandons what does not hear.
             drained(&state).await;
+        }
+        if let Some(alone) = alone {
+            // Its processes were told at the same time as the jobs here, and have as long.
+            let _ = alone.await;
         }
         caring.cancel();
         for carer in carers {
@@ -144,6 +168,16 @@ async fn drained(state: &EngineState) {
             () = state.running.ended.notified() => {}
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
+    }
+}
+
+/// A thread that a job blocks cannot be freed; when too many are lost, only a fresh process helps.
+fn give_up_if_exhausted(state: &EngineState) {
+    let abandoned = state.running.abandoned();
+    let too_many = state.settings.engine.most_abandoned().is_some_and(|most| abandoned > most);
+    if too_many && !state.stopping.load(Ordering::Acquire) && !state.exhausted.is_cancelled() {
+        tracing::error!("Job Runner: {abandoned} jobs cannot be stopped and hold threads, this process ends");
+        state.exhausted.cancel();
     }
 }
 
@@ -173,5 +207,6 @@ async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationTo
                 }
             }
         }
+        give_up_if_exhausted(&state);
     }
 }

@@ -19,12 +19,14 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_secs(5));
     let sweep_every = state.settings.engine.lease() / 2;
     let mut next_sweep = Instant::now();
+    // A process that is there for one row leaves the rows of others to the daemons.
+    let sweeps = state.errand.is_none();
     loop {
         state.vitals.progress("rescue");
         let sweep = Instant::now() >= next_sweep;
         let busy = state.running.count() > 0;
         let turned = tokio::select! {
-            turned = turn(&state, &mut link, sweep, busy) => turned,
+            turned = turn(&state, &mut link, sweep && sweeps, busy) => turned,
             // Each of its statements is whole by itself; one that is cut off here is another runner's to repeat.
             () = stop.cancelled() => return,
         };
@@ -34,8 +36,8 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
                 if sweep {
                     next_sweep = Instant::now() + sweep_every;
                 }
-                let until_sweep = next_sweep.saturating_duration_since(Instant::now());
-                if busy { until_sweep.min(PROGRESS_EVERY) } else { until_sweep }
+                // Also while nothing runs, because the first job that starts wakes nobody here; it costs no statement.
+                next_sweep.saturating_duration_since(Instant::now()).min(PROGRESS_EVERY)
             }
             Err(error) => {
                 state.database_trouble("rescue", &error, &mut link);
@@ -83,12 +85,17 @@ async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Resu
     let counts = sqlx::query!(
         r#"select (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
              (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
-                or exists (select from SourceWaiter w where w.SourceConfigID = g.SourceConfigID)) as "limited!""#,
+                or exists (select from SourceWaiter w where w.SourceConfigID = g.SourceConfigID)) as "limited!",
+             exists (select from JobHistory h where h.Ready and h.Crashes >= 2) as "suspects!""#,
     )
     .fetch_one(db)
     .await?;
     state.vitals.set_waiting(usize::try_from(counts.waiting).unwrap_or(0));
     state.vitals.set_limited(usize::try_from(counts.limited).unwrap_or(0));
+    // A runner whose workers are all busy does not tick, and suspects need none of them.
+    if counts.suspects {
+        state.suspects.notify_one();
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 
 use crate::history::{Fence, HistoryId, StopReason};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -155,6 +155,8 @@ impl Table {
 pub(crate) struct Running {
     table: Mutex<Table>,
     count: AtomicUsize,
+    /// Signed, because a run may come back in the moment it is given up.
+    abandoned: AtomicIsize,
     grace: Duration,
     /// A push was planned that may be earlier than the one the watch sleeps for.
     pub(crate) replanned: Notify,
@@ -172,6 +174,7 @@ impl Running {
         Self {
             table: Mutex::default(),
             count: AtomicUsize::new(0),
+            abandoned: AtomicIsize::new(0),
             grace,
             replanned: Notify::new(),
             ended: Notify::new(),
@@ -186,6 +189,16 @@ impl Running {
     /// Runs in progress.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::Acquire)
+    }
+
+    /// Runs that were abandoned and are still there, each with a thread in its hands.
+    pub(crate) fn abandoned(&self) -> usize {
+        usize::try_from(self.abandoned.load(Ordering::Acquire)).unwrap_or(0)
+    }
+
+    /// An abandoned run ended after all.
+    pub(crate) fn came_back(&self) {
+        self.abandoned.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Before its task is spawned.
@@ -289,6 +302,7 @@ impl Running {
                 Some(Push::Abandon) | None => {
                     table.plan(key, None);
                     if run.settle_right() {
+                        self.abandoned.fetch_add(1, Ordering::AcqRel);
                         done.push(Overdue::Abandoned(run));
                     }
                 }

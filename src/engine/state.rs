@@ -1,5 +1,6 @@
 //! What the loops of one daemon share.
 
+use super::errand::Errand;
 use super::link::Link;
 use super::running::{Running, StopCause};
 use crate::config::Config;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Shared by the loops; each brings its own connection.
@@ -40,8 +42,14 @@ pub(crate) struct EngineState {
     pub(crate) draining: AtomicBool,
     /// The daemon shuts down.
     pub(crate) stopping: AtomicBool,
+    /// Too many jobs cannot be stopped: this process shall end, so that a fresh one takes over.
+    pub(crate) exhausted: CancellationToken,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
+    /// A row is due that runs alone.
+    pub(crate) suspects: Notify,
+    /// Set in a process that is there for one row.
+    pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
     database_up: AtomicBool,
@@ -62,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
+    pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
 }
@@ -84,10 +93,27 @@ impl EngineState {
             cluster: Mutex::default(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            exhausted: CancellationToken::new(),
             orphans: Notify::new(),
+            suspects: Notify::new(),
+            errand: parts.errand,
             control: parts.control,
             jobs_runtime: parts.jobs_runtime,
             database_up: AtomicBool::new(true),
+        }
+    }
+
+    /// `Runner.ID` for the next registration.
+    pub(crate) fn next_identity(&self) -> Uuid {
+        self.errand.as_ref().and_then(|errand| errand.first_identity()).unwrap_or_else(Uuid::new_v4)
+    }
+
+    /// At INFO for a daemon. A process that is there for one row has its say when it has got that row.
+    pub(crate) fn say_registered(&self, id: Uuid) {
+        if self.errand.is_none() {
+            tracing::info!("Job Runner: registered as {id}");
+        } else {
+            tracing::debug!("Job Runner: registered as {id}");
         }
     }
 

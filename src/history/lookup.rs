@@ -1,4 +1,4 @@
-//! Every read of the history.
+//! Every read of the history. `ID = any(...)` beside a join keeps every plan on the primary key, see `claim.sql`.
 
 use super::{Fence, HistoryId, Status};
 use sqlx::PgExecutor;
@@ -17,7 +17,7 @@ pub async fn still_owned(
         "select h.ID
          from unnest($2::uuid[], $3::bigint[]) as f (ID, ClaimID)
          join JobHistory h on h.ID = f.ID
-         where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1)",
+         where h.ID = any($2::uuid[]) and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1)",
         runner,
         &ids,
         &claims,
@@ -62,11 +62,14 @@ pub async fn unheard_claims(
     known: &[i64],
 ) -> Result<Vec<(Fence, Uuid)>, sqlx::Error> {
     let rows = sqlx::query!(
-        "select h.ID, k.ID as claim, h.Attempt, h.ConfigID
-         from Claim k
+        "with unheard as materialized (
+           select k.ID, k.HistoryIDs from Claim k
+           where k.RunnerID = $1 and k.ID > $2 and k.ID <> all($3) and k.Open > 0)
+         select h.ID, k.ID as claim, h.Attempt, h.ConfigID
+         from unheard k
          cross join lateral unnest(k.HistoryIDs) as i (ID)
-         join JobHistory h on h.ID = i.ID and h.ThreadID = k.RunnerID and h.ClaimID = k.ID and h.StatusID in (2, -1)
-         where k.RunnerID = $1 and k.ID > $2 and k.ID <> all($3)",
+         join JobHistory h on h.ID = i.ID and h.ThreadID = $1 and h.ClaimID = k.ID and h.StatusID in (2, -1)
+         where h.ID = any(array(select unnest(x.HistoryIDs) from unheard x))",
         runner,
         floor,
         known,
@@ -79,6 +82,17 @@ pub async fn unheard_claims(
         .collect())
 }
 
+/// Suspects of these jobs (`Job.ID`) for which a process may be started now, at most `limit`, without those in `rest`.
+pub async fn suspects(
+    db: impl PgExecutor<'_>,
+    jobs: &[i32],
+    rest: &[Uuid],
+    limit: i64,
+) -> Result<Vec<HistoryId>, sqlx::Error> {
+    let ids = sqlx::query_file_scalar!("src/history/suspects.sql", jobs, rest, limit).fetch_all(db).await?;
+    Ok(ids.into_iter().map(HistoryId).collect())
+}
+
 /// Live rows of a schedule: pending ones by their lane, running ones by the claims of their configuration.
 pub async fn live_rows_of_schedule(
     db: impl PgExecutor<'_>,
@@ -89,10 +103,10 @@ pub async fn live_rows_of_schedule(
         r#"select h.ID as "id!" from JobHistory h
            where h.Ready and h.ConfigID = $1 and h.ScheduleID = $2
            union all
-           select h.ID from Claim k
-           cross join lateral unnest(k.HistoryIDs) as i (ID)
-           join JobHistory h on h.ID = i.ID
-           where k.ConfigID = $1 and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1) and h.ScheduleID = $2"#,
+           select h.ID from JobHistory h
+           where h.ID = any(array(
+               select unnest(k.HistoryIDs) from Claim k where k.ConfigID = $1 and k.Open > 0))
+             and h.StatusID in (2, -1) and h.ScheduleID = $2"#,
         config,
         schedule,
     )

@@ -46,6 +46,10 @@ impl From<Uuid> for HistoryId {
     }
 }
 
+/// From so many crashes on a row is a suspect: it runs alone, in a process of its own. One crash is usually the
+/// machine's or a `kill -9`, and thousands of rows may share it. (The SQL beside this has the number too, for its index.)
+pub const SUSPECT_FROM: i32 = 2;
+
 /// What proves that a run still owns its row: every write names it, and a newer claim has another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fence {

@@ -23,6 +23,8 @@ pub struct Tick {
     pub next_due_seconds: Option<f64>,
     /// Whether a schedule is due, or new.
     pub schedules_due: bool,
+    /// Whether a row is due that runs alone.
+    pub suspects_due: bool,
     /// Whether some slot of the wake-up hint is not armed.
     pub unarmed: bool,
 }
@@ -100,9 +102,10 @@ pub async fn insert_autostarted(db: impl PgExecutor<'_>, configs: &[Uuid]) -> Re
     .await
 }
 
-/// Looks for lanes with due rows of these jobs (`Job.ID`). One statement, and the only one of an idle tick.
-pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32]) -> Result<Tick, sqlx::Error> {
-    sqlx::query_file_as!(Tick, "src/history/tick.sql", jobs).fetch_one(db).await
+/// Looks for lanes with due rows of these jobs (`Job.ID`), those with `suspect_from` crashes or more left out. One
+/// statement, and the only one of an idle tick.
+pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32], suspect_from: i32) -> Result<Tick, sqlx::Error> {
+    sqlx::query_file_as!(Tick, "src/history/tick.sql", jobs, suspect_from).fetch_one(db).await
 }
 
 /// What a claim took.
@@ -118,7 +121,8 @@ pub struct Claimed {
 const AROUND_LIMIT: i64 = 50;
 
 /// Pending -> in progress: takes at most `limit` due rows for `runner`, in the order of Priority, NotBefore, ID.
-/// Rows that somebody holds locked are left out, and with `around` the rows behind them are reached.
+/// Rows that somebody holds locked are left out, and with `around` the rows behind them are reached. Rows with
+/// `suspect_from` crashes or more are for [`claim_alone`].
 ///
 /// Runs in a transaction only if a limited lane is among them; `tick.limited` that another session holds
 /// locked are left out.
@@ -128,14 +132,15 @@ pub async fn claim(
     tick: &Tick,
     limit: i64,
     around: bool,
+    suspect_from: i32,
 ) -> Result<Claimed, sqlx::Error> {
     if tick.limited.is_empty() {
-        return claim_from(&mut *db, runner, &tick.free, &[], limit, around).await;
+        return claim_from(&mut *db, runner, &tick.free, &[], limit, around, suspect_from).await;
     }
     // BEGIN and COMMIT as statements: this connection belongs to one loop that closes it on any error, so no
     // half-open transaction can be inherited by anybody.
     sqlx::raw_sql("begin").execute(&mut *db).await?;
-    let claimed = claim_limited(&mut *db, runner, tick, limit, around).await;
+    let claimed = claim_limited(&mut *db, runner, tick, limit, around, suspect_from).await;
     if let Err(sqlx::Error::Database(_)) = &claimed {
         // Refused, or locked for too long: the connection is fine and may serve the next claim.
         sqlx::raw_sql("rollback").execute(&mut *db).await?;
@@ -151,16 +156,73 @@ async fn claim_limited(
     tick: &Tick,
     limit: i64,
     around: bool,
+    suspect_from: i32,
 ) -> Result<Claimed, sqlx::Error> {
     #[cfg(feature = "seeded-bugs")]
     if let Some(sql) = seeded_bugs::changed(include_str!("lock_lanes.sql")) {
         let lanes = sqlx::query_scalar(sql).bind(&tick.limited).fetch_all(&mut *db).await?;
-        return claim_from(&mut *db, runner, &lanes, &lanes, limit, around).await;
+        return claim_from(&mut *db, runner, &lanes, &lanes, limit, around, suspect_from).await;
     }
     let locked =
         sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
     let lanes = [locked.as_slice(), &tick.free].concat();
-    claim_from(&mut *db, runner, &lanes, &locked, limit, around).await
+    claim_from(&mut *db, runner, &lanes, &locked, limit, around, suspect_from).await
+}
+
+/// What became of an attempt to claim one row.
+#[derive(Debug)]
+pub enum Alone {
+    /// It is ours.
+    Claimed(Box<ClaimedJob>),
+    /// Its configuration has no room now, or somebody holds it locked.
+    NoRoom,
+    /// It is not there to be claimed: another runner has it, it was cancelled or put off.
+    Gone,
+}
+
+/// Pending -> in progress for this one row, by a runner whose `AloneID` it is.
+///
+/// Runs in a transaction if its lane is limited, so `db` is closed after an error as for [`claim`].
+pub async fn claim_alone(db: &mut PgConnection, runner: Uuid, id: HistoryId) -> Result<Alone, sqlx::Error> {
+    let lane = sqlx::query!(
+        r#"select c.ID, c.MaxInstances,
+             (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID) as "open!"
+           from JobHistory h join JobConfig c on c.ID = h.ConfigID
+           where h.ID = $1 and h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()"#,
+        id.0,
+    )
+    .fetch_optional(&mut *db)
+    .await?;
+    let Some(lane) = lane else { return Ok(Alone::Gone) };
+    let limited = lane.maxinstances > 0;
+    if limited && lane.open >= i64::from(lane.maxinstances) {
+        return Ok(Alone::NoRoom);
+    }
+    let mut locked = false;
+    if limited {
+        sqlx::raw_sql("begin").execute(&mut *db).await?;
+        let lanes =
+            sqlx::query_file_scalar!("src/history/lock_lanes.sql", &[lane.id]).fetch_all(&mut *db).await?;
+        locked = !lanes.is_empty();
+    }
+    let row = sqlx::query_file_as!(TakenRow, "src/history/claim_alone.sql", runner, id.0, locked)
+        .fetch_optional(&mut *db)
+        .await?;
+    if limited {
+        sqlx::raw_sql("commit").execute(&mut *db).await?;
+    }
+    row.map_or(Ok(Alone::NoRoom), |row| Ok(Alone::Claimed(Box::new(row.claimed()?))))
+}
+
+/// A runner says for which one row it is there; from now on its lane keeps a place free for it. Returns false if the
+/// runner has no row any more.
+pub async fn reserve_alone(
+    db: impl PgExecutor<'_>,
+    runner: Uuid,
+    id: HistoryId,
+) -> Result<bool, sqlx::Error> {
+    let done = sqlx::query!("update Runner set AloneID = $2 where ID = $1", runner, id.0).execute(db).await?;
+    Ok(done.rows_affected() > 0)
 }
 
 struct TakenRow {
@@ -180,6 +242,22 @@ struct TakenRow {
     found: i64,
 }
 
+impl TakenRow {
+    fn claimed(self) -> Result<ClaimedJob, sqlx::Error> {
+        Ok(ClaimedJob {
+            fence: Fence { id: HistoryId(self.id), claim: self.claim, attempt: self.attempt },
+            config: self.config,
+            job: self.job,
+            payload: RawValue::from_string(self.payload).map_err(|e| sqlx::Error::Decode(e.into()))?,
+            iteration: self.iteration,
+            parent: self.parent.map(HistoryId),
+            due: self.due,
+            started: self.started,
+            waited_seconds: self.waited_seconds,
+        })
+    }
+}
+
 async fn claim_from(
     db: &mut PgConnection,
     runner: Uuid,
@@ -187,17 +265,26 @@ async fn claim_from(
     locked: &[Uuid],
     limit: i64,
     around: bool,
+    suspect_from: i32,
 ) -> Result<Claimed, sqlx::Error> {
     if lanes.is_empty() {
         return Ok(Claimed::default());
     }
     let mut rows = if around {
         let limit = limit.min(AROUND_LIMIT);
-        sqlx::query_file_as!(TakenRow, "src/history/claim_around.sql", runner, lanes, limit, locked)
-            .fetch_all(&mut *db)
-            .await?
+        sqlx::query_file_as!(
+            TakenRow,
+            "src/history/claim_around.sql",
+            runner,
+            lanes,
+            limit,
+            locked,
+            suspect_from,
+        )
+        .fetch_all(&mut *db)
+        .await?
     } else {
-        sqlx::query_file_as!(TakenRow, "src/history/claim.sql", runner, lanes, limit, locked)
+        sqlx::query_file_as!(TakenRow, "src/history/claim.sql", runner, lanes, limit, locked, suspect_from)
             .fetch_all(&mut *db)
             .await?
     };
@@ -205,22 +292,7 @@ async fn claim_from(
         !around && rows.first().is_none_or(|row| row.found > i64::try_from(rows.len()).unwrap_or(i64::MAX));
     // RETURNING has no order of its own.
     rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
-    let jobs: Result<Vec<ClaimedJob>, sqlx::Error> = rows
-        .into_iter()
-        .map(|row| {
-            Ok(ClaimedJob {
-                fence: Fence { id: HistoryId(row.id), claim: row.claim, attempt: row.attempt },
-                config: row.config,
-                job: row.job,
-                payload: RawValue::from_string(row.payload).map_err(|e| sqlx::Error::Decode(e.into()))?,
-                iteration: row.iteration,
-                parent: row.parent.map(HistoryId),
-                due: row.due,
-                started: row.started,
-                waited_seconds: row.waited_seconds,
-            })
-        })
-        .collect();
+    let jobs: Result<Vec<ClaimedJob>, sqlx::Error> = rows.into_iter().map(TakenRow::claimed).collect();
     Ok(Claimed { jobs: jobs?, left_locked })
 }
 

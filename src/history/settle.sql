@@ -8,6 +8,7 @@
 -- either visible here or sees the row that starts to wait at this moment. The others are only read: an operator
 -- who keeps such a configuration locked holds up no outcome.
 -- A run that the database went away under goes back on the queue ten times (Interruptions) and then counts as failed.
+-- `= any($2)` beside the joins keeps every plan on the primary key, see claim.sql.
 -- What another session holds locked is not waited for, so that no operator's transaction can deadlock with
 -- this one; the runner asks again for whatever is not returned.
 with finished as materialized (
@@ -32,7 +33,7 @@ with finished as materialized (
     case when f.Verdict = 5 and h.Interruptions >= 10 then 1 else f.Verdict end as Verdict
   from finished f
   join JobHistory h on h.ID = f.ID
-  where h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
+  where h.ID = any($2::uuid[]) and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
   for no key update of h skip locked
 ), next as materialized (
   select o.*, c.WaitInSeconds, c.RetryDelaySeconds, clock_timestamp() as Now,
@@ -75,7 +76,7 @@ with finished as materialized (
       Result = coalesce(n.Result, h.Result),
       Progress = coalesce(n.Progress, h.Progress)
   from next n
-  where h.ID = n.ID
+  where h.ID = n.ID and h.ID = any($2::uuid[])
   returning h.ID, h.StatusID, h.ClaimID, h.NotBefore, h.WaitingSince
 ), closed as (
   update Claim k

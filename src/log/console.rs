@@ -15,6 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::event::{LogType, Said, escape};
 use super::job::{self, JobIdentity};
+use crate::vitals::LOG_LINES_UNWRITTEN;
 
 /// How a line is written.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +54,10 @@ where
             Form::Json => json(now, level, target, job, &said),
         });
         line.push('\n');
-        // A stdout that is gone must not end a job.
-        let _ = self.writer.make_writer_for(event.metadata()).write_all(line.as_bytes());
+        // A stdout that is gone or full must end nothing; the line is lost, and counted.
+        if self.writer.make_writer_for(event.metadata()).write_all(line.as_bytes()).is_err() {
+            metrics::counter!(LOG_LINES_UNWRITTEN).increment(1);
+        }
     }
 }
 

@@ -59,10 +59,19 @@ impl SchemaError {
         match self {
             Self::Standby => true,
             Self::Database(error) => error.is_outage(),
-            Self::Migration(MigrateError::Execute(e)) => connect::is_outage(e),
+            // A migration that changes several tables may deadlock with the daemons at work, and be the one that loses.
+            Self::Migration(MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _)) => {
+                connect::is_outage(e) || lost_to_others(e)
+            }
             _ => false,
         }
     }
+}
+
+/// Deadlock, serialization failure, lock timeout: nothing is wrong with the statement, others were in its way.
+fn lost_to_others(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    code.is_some_and(|code| ["40P01", "40001", "55P03"].contains(&&*code))
 }
 
 /// The newest version this binary knows.

@@ -93,9 +93,14 @@ fn describe() {
         "Time from when a row was due to when its job started"
     );
     describe_counter!(vitals::LOG_LINES_DROPPED, "Log lines of jobs that never reached the table Logs");
+    describe_counter!(
+        vitals::LOG_LINES_UNWRITTEN,
+        "Log lines that stdout did not take: a full disk, a reader that is gone"
+    );
     describe_gauge!(vitals::DATABASE_UP, "1 while the database answers, else 0");
     counter!(vitals::JOBS_CLAIMED).increment(0);
     counter!(vitals::LOG_LINES_DROPPED).increment(0);
+    counter!(vitals::LOG_LINES_UNWRITTEN).increment(0);
     for status in vitals::FINISHED_STATUSES {
         counter!(vitals::JOBS_FINISHED, "status" => *status).increment(0);
     }

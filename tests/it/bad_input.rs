@@ -375,6 +375,77 @@ fn a_delay_or_concurrency_that_is_no_integer_in_range_is_refused() {
     }
 }
 
+/// A JSON value by dice: numbers around every edge, and whatever else JSON has.
+fn random_json(dice: &mut u64, depth: u32) -> String {
+    let mut roll = |sides: u64| {
+        *dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*dice >> 33) % sides
+    };
+    match roll(if depth == 0 { 8 } else { 10 }) {
+        0 => roll(2000).to_string(),
+        1 => (3_600_000_000_000_i64 + i64::try_from(roll(5)).unwrap() - 2).to_string(),
+        2 => format!("{}{}", 1 + roll(9), "0".repeat(usize::try_from(roll(40)).unwrap())),
+        3 => format!("-{}", roll(100)),
+        4 => format!("{}.{}", roll(2000), roll(1000)),
+        5 => format!("{}e{}", roll(10), i64::try_from(roll(700)).unwrap() - 330),
+        6 => ["null", "true", "false", "\"\"", "\"5\"", "\"1e3\""][usize::try_from(roll(6)).unwrap()]
+            .to_owned(),
+        7 => format!("\"{}\"", "x".repeat(usize::try_from(roll(300)).unwrap())),
+        8 => format!("[{}]", random_json(dice, depth - 1)),
+        _ => format!("{{\"Delay\": {}}}", random_json(dice, depth - 1)),
+    }
+}
+
+#[test]
+fn ten_thousand_random_values_of_delay_and_concurrency_are_in_range_or_refused_by_name() {
+    let mut db = TestDb::new();
+    db.config("NoopJob", "", "");
+    let mut dice = 20_261_122;
+    let values: Vec<String> = (0..10_000).map(|_| random_json(&mut dice, 3)).collect();
+    db.exec("create table public.Tried (Key text, Value text, Code text, Message text)");
+    // One statement tries them all, because a round trip each would take a minute.
+    let keys = "case n % 2 when 0 then 'Delay' else 'Concurrency' end";
+    db.exec(&format!(
+        "do $do$
+         declare
+           v text; k text; n int := 0; code text; message text;
+           org uuid := (select ID from Organization limit 1);
+         begin
+           foreach v in array $values${{{}}}$values$::text[] loop
+             n := n + 1;
+             k := {keys};
+             code := null; message := null;
+             begin
+               insert into SourceConfig (Source, OrganizationID, AuthInfo)
+               values ('JIRA', org, format('{{%s: %s}}', to_json(k), v)::jsonb);
+             exception when others then
+               get stacked diagnostics code = returned_sqlstate, message = message_text;
+             end;
+             insert into public.Tried values (k, v, code, message);
+           end loop;
+         end $do$",
+        values
+            .iter()
+            .map(|value| format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")))
+            .collect::<Vec<_>>()
+            .join(",")
+    ));
+    assert_eq!(db.text("select count(*) from public.Tried"), "10000");
+    let strange = db.rows(
+        "select distinct on (Code) Key, Value, Code, Message from public.Tried
+         where Code is not null and not (Code = '23514' and Message like 'SourceConfig JIRA: ' || Key || ' in AuthInfo is %')
+           and not (Code = '23514' and Message like '%AuthInfo holds a number beyond the range of a double%')",
+    );
+    assert_eq!(strange.unwrap(), Vec::<Vec<String>>::new());
+    let out_of_range = "select count(*) from SourceConfig
+        where (AuthInfo ->> 'Delay')::numeric not between 0 and 3600000000000
+           or (AuthInfo ->> 'Concurrency')::numeric not between 1 and 1024";
+    assert_eq!(db.text(out_of_range), "0");
+    let both =
+        db.text("select count(*) filter (where Code is null) > 500 and count(Code) > 500 from public.Tried");
+    assert_eq!(both, "t", "too many of one kind are no trial");
+}
+
 #[test]
 fn an_unknown_source_is_refused_with_those_that_are_known() {
     let mut db = TestDb::new();

@@ -13,6 +13,7 @@ fn jobs_that_block_every_thread_stop_neither_pulse_nor_cancel_nor_claims() {
     command.envs([
         SHORT_GRACE,
         ("ROSTERD__ENGINE__JOB_THREADS", "2"),
+        ("ROSTERD__ENGINE__MAX_ABANDONED", "0"),
         ("ROSTERD__ENGINE__HEARTBEAT_SECONDS", "0.3"),
     ]);
     let daemon = Daemon::spawn(command);
@@ -91,4 +92,55 @@ fn cancelling_a_parent_cancels_its_children() {
     db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
     db.wait_status(&id, 5);
     db.wait_count(&child, 5, 5);
+}
+
+/// A daemon with this many threads and this `engine.max_abandoned`, and so many jobs that block for a while and are
+/// cancelled.
+fn with_blocked_threads(db: &mut TestDb, threads: &str, most: &str, blocked: usize) -> (Daemon, String) {
+    let spin = db.config("SpinJob", "MaxInstances, Payload", r#"0, '{"seconds": 25}'"#);
+    let daemon = Daemon::start_with(
+        db,
+        &[
+            SHORT_GRACE,
+            ("ROSTERD__ENGINE__JOB_THREADS", threads),
+            ("ROSTERD__ENGINE__MAX_ABANDONED", most),
+            ("ROSTERD__ENGINE__DRAIN_SECONDS", "1"),
+        ],
+    );
+    for _ in 0..blocked {
+        db.insert(&spin, r#"{"seconds": 25}"#);
+    }
+    db.wait_count(&spin, 2, blocked);
+    (daemon, spin)
+}
+
+#[test]
+fn with_more_abandoned_jobs_than_allowed_the_daemon_puts_its_rows_back_and_ends_for_a_fresh_one() {
+    let mut db = TestDb::new();
+    let (mut daemon, spin) = with_blocked_threads(&mut db, "6", "2", 3);
+    let sleep = db.config("SleepJob", "", "");
+    let innocent = db.insert(&sleep, "{}");
+    db.wait_status(&innocent, 2);
+    db.exec(&format!("update JobHistory set StatusID = -1 where ConfigID = '{spin}'"));
+    assert_eq!(daemon.wait_exit().code(), Some(70));
+    daemon.wait_line("3 jobs cannot be stopped and hold threads");
+    daemon.wait_line("engine.max_abandoned");
+    assert_eq!(db.column(&innocent, "StatusID || ' ' || Attempt || ' ' || Crashes"), "1 0 0");
+    assert_eq!(db.text("select count(*) from Runner"), "0");
+    let fresh = Daemon::start(&db);
+    db.wait_status(&innocent, 2);
+    drop(fresh);
+}
+
+#[test]
+fn with_every_thread_held_by_an_abandoned_job_the_daemon_ends_without_waiting_for_any() {
+    let mut db = TestDb::new();
+    let (mut daemon, spin) = with_blocked_threads(&mut db, "2", "8", 2);
+    let sleep = db.config("SleepJob", "", "");
+    let behind = db.insert(&sleep, "{}");
+    db.wait_status(&behind, 2);
+    db.exec(&format!("update JobHistory set StatusID = -1 where ConfigID = '{spin}'"));
+    db.wait_count(&spin, 5, 2);
+    assert_eq!(daemon.wait_exit().code(), Some(70));
+    assert_eq!(db.column(&behind, "StatusID || ' ' || Attempt"), "1 0");
 }

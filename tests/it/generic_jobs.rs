@@ -820,6 +820,18 @@ async fn a_stubborn_group_is_killed_with_its_grandchildren() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_runs_out_of_its_memory_is_an_error_of_its_row_alone() {
+    let commands = Commands::new().await;
+    // 200 MB in a space of 60.
+    commands.script("greedy", "ulimit -v 60000; head -c 200000000 /dev/zero | tail; exit $?");
+    commands.script("modest", "ulimit -v 60000; echo fine");
+    let (error, ..) = failure(commands.bench.run("CommandJob", json!({"command": "greedy"})).await);
+    assert!(error.contains("memory exhausted"), "{error}");
+    let fine = result(commands.bench.run("CommandJob", json!({"command": "modest"})).await);
+    assert_eq!(fine["stdout"], "fine\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_run_leaves_no_process_behind() {
     let commands = Commands::new().await;
     let mark = commands.dir.path().join("pid");

@@ -8,6 +8,8 @@ const CLAIM: &str = include_str!("../../src/history/claim.sql");
 const CLAIM_AROUND: &str = include_str!("../../src/history/claim_around.sql");
 const TICK: &str = include_str!("../../src/history/tick.sql");
 const SETTLE: &str = include_str!("../../src/history/settle.sql");
+const SUSPECTS: &str = include_str!("../../src/history/suspects.sql");
+const CLAIM_ALONE: &str = include_str!("../../src/history/claim_alone.sql");
 const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
@@ -54,12 +56,17 @@ fn assert_on_indexes(plan: &str, indexes: &[&str]) {
 fn the_engines_statements_use_the_indexes_made_for_them() {
     let (db, free, parked) = filled();
     let mut session = db.session(Speaker::Runner);
-    let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[]");
+    let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[], 2");
     assert_on_indexes(&explain(&mut session, CLAIM, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
     assert_on_indexes(&explain(&mut session, CLAIM_AROUND, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
     let tick = "(select array_agg(ID) from Job)".to_owned();
     let tick = session.exec(&format!("select quote_literal({tick}::text)"));
-    assert_on_indexes(&explain(&mut session, TICK, &tick), &["jobhistory_lane", "jobhistory_due"]);
+    let indexes = ["jobhistory_lane", "jobhistory_due", "jobhistory_suspect"];
+    assert_on_indexes(&explain(&mut session, TICK, &format!("{tick}, 2")), &indexes);
+    let suspects = explain(&mut session, SUSPECTS, &format!("{tick}, '{{}}', 4"));
+    assert_on_indexes(&suspects, &["jobhistory_suspect"]);
+    let alone = explain(&mut session, CLAIM_ALONE, &format!("'{NIL}', '{NIL}', true"));
+    assert_on_indexes(&alone, &["jobhistory_pkey"]);
     let settle = format!(
         "'{NIL}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', '{{}}', 60"
     );
@@ -119,8 +126,8 @@ fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
                 .map(|key| plan[0]["Plan"][key].as_i64().unwrap())
                 .sum()
         };
-        read(&format!("execute tick({jobs})"))
-            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}')"))
+        read(&format!("execute tick({jobs}, 2)"))
+            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}', 2)"))
     };
     pages(&mut session);
     let before = pages(&mut session);
@@ -132,4 +139,71 @@ fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
     let after = pages(&mut session);
     println!("a tick and a claim touch {before} pages beside 3,000 parked rows and {after} beside 100,000");
     assert!(after <= 2 * before, "{before} pages, then {after}");
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "figures are for people")]
+fn statements_that_were_planned_on_an_empty_table_do_not_walk_over_a_full_one() {
+    let mut db = TestDb::new();
+    let free = db.config("NoopJob", "MaxInstances", "0");
+    let parked = db.config("SleepJob", "MaxInstances", "1");
+    let runner = NIL;
+    let register = format!(
+        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ('{runner}', 'x', 1, '1', 1000, 1)"
+    );
+    db.exec(&register);
+    let mut session = db.session(Speaker::Runner);
+    session.exec("set plan_cache_mode = force_generic_plan");
+    let jobs = session.exec("select quote_literal(array_agg(ID)::text) from Job");
+    let claim = format!("'{runner}', array['{free}', '{parked}']::uuid[], 2, array['{parked}']::uuid[]");
+    let statements =
+        [("tick", TICK), ("claim", CLAIM), ("around", CLAIM_AROUND), ("settle", SETTLE), ("rescue", RESCUE)];
+    for (name, sql) in statements {
+        session.exec(&format!("prepare {name} as {sql}"));
+    }
+    let settle = |session: &mut Session, claim: &str| {
+        let of = |column: &str| {
+            format!("(select array_agg({column} order by ID) from JobHistory where ClaimID = {claim})")
+        };
+        let sql = format!(
+            "select format($f$%L, %L, %L, %L, '{{0,0}}', '{{null,null}}', '{{null,null}}', '{{null,null}}', '{{null,null}}',
+               '{{0.5,0.5}}', '{{%s}}', 60$f$, '{runner}', {}, {}, {}, '{free}')",
+            of("ID"), of("ClaimID"), of("Attempt")
+        );
+        session.exec(&sql)
+    };
+    let round = |session: &mut Session| -> Vec<(String, i64)> {
+        let mut pages = Vec::new();
+        let mut run = |session: &mut Session, name: &str, arguments: &str| {
+            let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
+            let plan =
+                session.exec(&format!("explain (analyze, buffers, format json) execute {name}{arguments}"));
+            let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+            let touched = ["Shared Hit Blocks", "Shared Read Blocks"];
+            let touched = touched.iter().map(|key| plan[0]["Plan"][key].as_i64().unwrap()).sum();
+            pages.push((format!("{name}: {plan}"), touched));
+        };
+        run(session, "tick", &jobs);
+        run(session, "claim", &claim);
+        let arguments = settle(session, "(select max(ID) from Claim)");
+        run(session, "settle", &arguments);
+        run(session, "around", &claim);
+        session.exec("delete from Runner");
+        run(session, "rescue", "");
+        session.exec(&register);
+        pages
+    };
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 10)"
+    ));
+    round(&mut session);
+    db.session(Speaker::Runner).exec(&format!(
+        "insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) values ('{runner}', '{parked}', '{{}}', 1);
+         insert into JobHistory (ConfigID, StatusID) select '{parked}', 1 from generate_series(1, 30000)"
+    ));
+    let pages = round(&mut session);
+    for (plan, touched) in pages {
+        println!("{touched} pages were touched by {}", plan.split(':').next().unwrap());
+        assert!(touched < 200, "{touched} pages were touched by {plan}");
+    }
 }

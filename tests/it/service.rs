@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 pub(super) fn get(daemon: &Daemon, path: &str) -> String {
     let line = daemon.wait_line("HTTP: listening on http://");
     let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    get_at(address, path)
+}
+
+/// The same from whoever listens there.
+pub(super) fn get_at(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();

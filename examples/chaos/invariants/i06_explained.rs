@@ -42,7 +42,10 @@ pub fn check(history: &History, found: &mut Findings) {
 fn no_reason(history: &History, runner: Uuid, at: Nanos) -> Option<String> {
     const EARLIER: Nanos = 12 * SECOND;
     let Some((pid, daemon)) = history.daemon_of_runner(runner) else {
-        return Some("was never registered".to_owned());
+        // A process that a daemon started for one suspect row ends with that daemon.
+        let known = history.runners.contains_key(&runner);
+        let trouble = history.troubles(None, at.saturating_sub(EARLIER), at).next().is_some();
+        return (!known || !trouble).then(|| "was never registered".to_owned());
     };
     let (_, life) = history.lives.iter().find(|(_, life)| life.pid == pid)?;
     if life.to.is_some_and(|end| end <= at) {
@@ -69,7 +72,8 @@ fn no_reason(history: &History, runner: Uuid, at: Nanos) -> Option<String> {
 
 /// A daemon that stops puts back what it runs, and a run that the database went away under is not counted.
 fn may_put_back(history: &History, run: &Run, runner: Uuid, at: Nanos) -> bool {
-    let Some((_, daemon)) = history.daemon_of_runner(runner) else { return false };
+    // Whoever is none of the daemons runs one suspect row, and stops with its daemon.
+    let Some((_, daemon)) = history.daemon_of_runner(runner) else { return true };
     let stopping = |fault: &FaultRecord| fault.fault == Fault::Terminate && fault.daemon == Some(daemon);
     let failed = run.end.is_none_or(|(what, ended)| what != What::Stopped && ended <= at);
     history.troubles(Some(daemon), run.started, at).any(|fault| stopping(fault) || failed)

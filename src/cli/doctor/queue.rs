@@ -37,7 +37,8 @@ fn size<T>(items: &[T]) -> i64 {
 }
 
 async fn runners(db: &mut PgConnection) -> Result<Check, Failure> {
-    let (alive, dead): (Vec<_>, Vec<_>) = runner::all(db).await?.into_iter().partition(|r| r.alive);
+    let daemons = runner::all(db).await?.into_iter().filter(|r| r.alone.is_none());
+    let (alive, dead): (Vec<_>, Vec<_>) = daemons.partition(|r| r.alive);
     let dead_hosts: Vec<String> = dead.iter().map(|r| format!("{} pid {}", r.host, r.pid)).collect();
     Ok(if alive.is_empty() {
         let gone = if dead.is_empty() { String::new() } else { format!("; gone: {}", named(&dead_hosts)) };

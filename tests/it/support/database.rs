@@ -35,6 +35,11 @@ async fn maintain(statement: String) -> Result<(), sqlx::Error> {
 impl TestDb {
     /// With rosterd's schema in it.
     pub fn new() -> Self {
+        Self::in_tablespace("pg_default")
+    }
+
+    /// The same, with its files elsewhere.
+    pub fn in_tablespace(space: &str) -> Self {
         TEMPLATE_READY.get_or_init(|| {
             runtime().block_on(async {
                 maintain(format!("create database {TEMPLATE}")).await.unwrap();
@@ -46,19 +51,19 @@ impl TestDb {
                 migrate::migrate(&server().connect_options().database(TEMPLATE), limits).await.unwrap();
             });
         });
-        Self::from_template(TEMPLATE)
+        Self::from_template(TEMPLATE, space)
     }
 
     /// Without any schema.
     pub fn empty() -> Self {
-        Self::from_template("template0")
+        Self::from_template("template0", "pg_default")
     }
 
-    fn from_template(template: &str) -> Self {
+    fn from_template(template: &str, space: &str) -> Self {
         let runtime = runtime();
         let name = format!("test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         runtime.block_on(async {
-            maintain(format!("create database {name} template {template}")).await.unwrap();
+            maintain(format!("create database {name} template {template} tablespace {space}")).await.unwrap();
             maintain(format!("alter database {name} set search_path = \"$user\", public, vm")).await.unwrap();
         });
         let options = server().connect_options().database(&name);

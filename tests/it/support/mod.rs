@@ -11,6 +11,7 @@ pub use database::{Session, TestDb};
 pub use psql::psql;
 pub use server::server;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a test waits for something that is sure to come, on a machine that may be busy.
@@ -22,3 +23,24 @@ pub const QUICK_LEASE: [(&str, &str); 2] =
 
 /// A daemon that waits half a second for a job to stop.
 pub const SHORT_GRACE: (&str, &str) = ("ROSTERD__ENGINE__CANCEL_GRACE_SECONDS", "0.5");
+
+/// Does `work` again and again on a thread of its own for as long as `during` lasts.
+pub fn meanwhile<T>(mut work: impl FnMut() + Send, during: impl FnOnce() -> T) -> T {
+    struct Over<'a>(&'a AtomicBool);
+    // Also when `during` panics: a scope waits for its threads.
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                work();
+            }
+        });
+        let _over = Over(&over);
+        during()
+    })
+}
