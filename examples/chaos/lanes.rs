@@ -28,7 +28,7 @@ pub struct Lanes {
 }
 
 /// Delay of the paced source.
-pub const DELAY_MILLIS: u64 = 250;
+pub const DELAY_MILLIS: u64 = 150;
 /// Concurrency of both.
 pub const CONCURRENCY: u32 = 2;
 

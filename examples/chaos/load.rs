@@ -97,8 +97,9 @@ impl Worker {
                 )
             }
             7..10 => (lanes.once, format!(r#"{{"duration_milliseconds": {ms}, "steps": 2}}"#)),
-            10..14 => (lanes.limited, format!(r#"{{"duration_milliseconds": {}}}"#, ms / 2)),
-            14..16 => (lanes.single, format!(r#"{{"duration_milliseconds": {}}}"#, ms.min(300))),
+            10..14 => (lanes.limited, format!(r#"{{"duration_milliseconds": {}}}"#, ms.min(600))),
+            14 => (lanes.single, format!(r#"{{"duration_milliseconds": {}}}"#, ms.min(200))),
+            15 => (lanes.plain, "{}".to_owned()),
             16 => (
                 lanes.plain,
                 format!(r#"{{"duration_milliseconds": {}, "stubborn": true, "steps": 2}}"#, ms.min(2500)),
@@ -144,7 +145,7 @@ impl Worker {
         let (config, name) =
             if self.rng.bool() { (self.lanes.paced, "paced") } else { (self.lanes.narrow, "narrow") };
         let id = self.id();
-        let repeat = self.rng.u32(1..8);
+        let repeat = self.rng.u32(1..5);
         let sql = format!(
             r#"insert into JobHistory (ID, ConfigID, StatusID, Payload)
                values ('{id}', '{config}', 1, '{{"path": "/{name}/{id}", "repeat": {repeat}}}')"#

@@ -66,6 +66,14 @@ fn no_reason(history: &History, runner: Uuid, at: Nanos) -> Option<String> {
             && fault.from <= at
             && fault.to.is_none_or(|end| end + EARLIER >= at)
     });
+    // Connections that are broken again and again leave none for a pulse.
+    let broken = history.troubles(Some(daemon), at.saturating_sub(SECOND), at).filter(|fault| {
+        matches!(
+            fault.fault,
+            Fault::ProxyLoseAnswer | Fault::ProxyHalfClose | Fault::ProxyReset | Fault::EndSessions
+        )
+    });
+    let cause = cause || broken.count() >= 2;
     let age = seconds(at.saturating_sub(history.runners.get(&runner).map_or(at, |known| known.1)));
     (!cause).then(|| format!("lived (process {pid} of daemon {daemon}, registered {age:.1} s before)"))
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 /// On its way from the daemon to the API a call may take longer than the one before it.
 const JITTER: Nanos = 5 * MILLI;
 /// Beyond this it is no jitter, even on a machine with more to do than it can.
-const GROSS: Nanos = 200 * MILLI;
+const GROSS: Nanos = 120 * MILLI;
 /// So many calls in a row, and jitter cannot explain that they came too fast.
 const SERIES: usize = 10;
 
@@ -57,7 +57,7 @@ pub fn check(history: &History, found: &mut Findings) {
             continue;
         }
         if gap + GROSS >= DELAY_MILLIS * MILLI {
-            found.slack("calls less than 200 ms too early, on a busy machine");
+            found.slack("calls less than 120 ms too early, on a busy machine");
         } else if frozen || was(history, Fault::CpuHog, before, call.t) {
             found.slack("calls of a process frozen between its permit and the call");
         } else if was(history, Fault::ClockStep, before, call.t) {
