@@ -140,15 +140,12 @@ pub async fn hunt_all(options: &Options) -> Result<bool, String> {
     println!("| seeded bug | caught by | after |\n|---|---|---|");
     for bug in BUGS {
         let bug = find(bug.name)?;
-        let line = match hunt(options, bug).await {
-            Some((what, seconds)) => {
-                let short: String = what.chars().take(110).collect();
-                format!("| {} | {short} | {seconds:.0} s |", bug.name)
-            }
-            None => {
-                all = false;
-                format!("| {} | **not caught** | {} s |", bug.name, LIMIT.as_secs())
-            }
+        let line = if let Some((what, seconds)) = hunt(options, bug).await {
+            let short: String = what.chars().take(110).collect();
+            format!("| {} | {short} | {seconds:.0} s |", bug.name)
+        } else {
+            all = false;
+            format!("| {} | **not caught** | {} s |", bug.name, LIMIT.as_secs())
         };
         println!("{line}");
     }

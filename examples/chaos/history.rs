@@ -157,7 +157,7 @@ impl History {
         // The log of effects last: a change that was read has its lines in it, because they are written first.
         let lines = effects::read(&world.folder.join("effects"));
         let runs = runs(&lines, &trails);
-        let lives = world
+        let processes = world
             .daemons
             .iter()
             .flat_map(|daemon| daemon.lives().into_iter().map(|life| (daemon.number, life)))
@@ -173,7 +173,7 @@ impl History {
             runners,
             limits,
             ledger,
-            lives,
+            lives: processes,
             lanes: world.lanes,
             wall,
             over,

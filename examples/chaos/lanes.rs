@@ -2,6 +2,7 @@
 
 use crate::operator::Operator;
 use crate::recorder::Intent;
+use std::fmt::Write;
 use std::net::SocketAddr;
 use uuid::Uuid;
 
@@ -69,7 +70,8 @@ impl Lanes {
             (lanes.ledger, "MaxInstances, MaxAttempts", "0, 5"),
         ];
         for (id, columns, values) in chaos {
-            sql += &format!(
+            let _ = write!(
+                sql,
                 "insert into JobConfig (ID, JobID, OrganizationID, {columns})
                  select '{id}', j.ID, o.ID, {values} from Job j, Organization o where j.Struct = 'ChaosJob';"
             );
@@ -82,7 +84,8 @@ impl Lanes {
             (lanes.narrow, format!(r#"{{"Concurrency": {CONCURRENCY}}}"#)),
         ] {
             let source = Uuid::from_u128(id.as_u128() ^ 1);
-            sql += &format!(
+            let _ = write!(
+                sql,
                 "insert into SourceConfig (ID, Source, SourceID, OrganizationID, Address, Port, AuthInfo)
                  select '{source}', s.Source, s.ID, o.ID, 'http://{}', {}, '{auth}'
                  from Source s, Organization o where s.Source = 'HTTP';

@@ -246,7 +246,7 @@ impl Worker {
         let every = [1, 2, 3][self.rng.usize(0..3)];
         let missed_run = ["all", "all", "once", "skip"][self.rng.usize(0..4)];
         let sql = format!(
-            r#"insert into JobSchedule (ID, ConfigID, Cron, MissedRun) values ('{id}', '{}', '*/{every} * * * * *', '{missed_run}')"#,
+            "insert into JobSchedule (ID, ConfigID, Cron, MissedRun) values ('{id}', '{}', '*/{every} * * * * *', '{missed_run}')",
             self.lanes.scheduled
         );
         let created = clock::now();

@@ -70,13 +70,12 @@ impl Operator {
         if let Some(db) = self.connection.take() {
             return Some(db);
         }
-        match tokio::time::timeout(Duration::from_secs(3), PgConnection::connect_with(&self.options)).await {
-            Ok(Ok(db)) => Some(db),
-            _ => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                None
-            }
+        let connect = PgConnection::connect_with(&self.options);
+        if let Ok(Ok(db)) = tokio::time::timeout(Duration::from_secs(3), connect).await {
+            return Some(db);
         }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        None
     }
 }
 

@@ -30,7 +30,7 @@ pub enum End {
 
 /// The server.
 pub struct Server {
-    server: Mutex<EmbeddedPostgres>,
+    embedded: Mutex<EmbeddedPostgres>,
     /// Where the tables are, if that is a small disk.
     pub small_disk: Option<PathBuf>,
     socket: PathBuf,
@@ -77,7 +77,7 @@ impl Server {
         migrate::migrate(&options, limits).await.expect("the schema");
         let mut db = PgConnection::connect_with(&options).await.expect("a connection");
         exec(&mut db, include_str!("schema.sql")).await;
-        Arc::new(Self { server: Mutex::new(server), small_disk, socket, options })
+        Arc::new(Self { embedded: Mutex::new(server), small_disk, socket, options })
     }
 
     /// How operators connect: to the socket, with nothing of rosterd's settings.
@@ -110,7 +110,7 @@ impl Server {
         tokio::time::sleep(away).await;
         let server = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            let mut server = server.server.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut server = server.embedded.lock().unwrap_or_else(PoisonError::into_inner);
             for _ in 0..600 {
                 match server.restart_if_dead() {
                     Ok(true) => return,
@@ -131,7 +131,7 @@ impl Server {
     }
 
     fn signal(&self, end: End) {
-        let pid = self.server.lock().unwrap_or_else(PoisonError::into_inner).pid();
+        let pid = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).pid();
         signals::send(
             pid,
             match end {
@@ -145,7 +145,7 @@ impl Server {
     /// At the end of the run.
     pub fn stop(&self) {
         if let Some(disk) = &self.small_disk {
-            let pid = self.server.lock().unwrap_or_else(PoisonError::into_inner).pid();
+            let pid = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).pid();
             signals::send(pid, "QUIT");
             for _ in 0..200 {
                 if !signals::is_alive(pid) {

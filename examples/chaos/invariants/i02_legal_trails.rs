@@ -43,11 +43,10 @@ fn problem(last: Option<&Change>, change: &Change) -> Option<&'static str> {
         (None, _) => return Some("a row begins as pending"),
         (Some(3..=5), _) => return Some("a final state changed"),
         (_, None) => return Some("a live row was deleted"),
-        (Some(1), Some(1)) => same_attempt,
+        (Some(1), Some(1 | 5)) => same_attempt,
         (Some(1), Some(2)) => change.runner && change.attempt == change.old_attempt + 1 && !same_run,
         (Some(1), Some(3 | 4)) => same_attempt && change.was_waiting,
-        (Some(1), Some(5)) => same_attempt,
-        (Some(2), Some(2 | 3 | 4)) => change.runner && same_run && same_attempt,
+        (Some(2), Some(2..=4)) => change.runner && same_run && same_attempt,
         (Some(2), Some(-1)) => same_run && same_attempt,
         (Some(2), Some(1)) => {
             let iteration = change.iteration == change.old_iteration + 1 && change.attempt == 0;

@@ -40,7 +40,7 @@ pub async fn inflict(world: &World, fault: Fault, mut rng: fastrand::Rng) {
                 "begin isolation level repeatable read; select count(*) from vm.Job",
                 millis(3000..12_000),
             )
-            .await
+            .await;
         }
         Fault::LockTable => {
             hold_open(

@@ -15,9 +15,8 @@ pub async fn inflict(world: &World, fault: Fault, mut rng: fastrand::Rng) {
         return hog(world, rng).await;
     }
     let start = rng.usize(0..world.daemons.len());
-    let free = (0..world.daemons.len()).map(|n| &world.daemons[(start + n) % world.daemons.len()]);
-    let Some((daemon, _busy)) = free.filter_map(|daemon| Some((daemon, daemon.busy.try_lock().ok()?))).next()
-    else {
+    let mut free = (0..world.daemons.len()).map(|n| &world.daemons[(start + n) % world.daemons.len()]);
+    let Some((daemon, _busy)) = free.find_map(|daemon| Some((daemon, daemon.busy.try_lock().ok()?))) else {
         return;
     };
     let record = world.recorder.begin(fault, Some(daemon.number));
