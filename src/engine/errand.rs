@@ -7,8 +7,8 @@ use super::claim::{self, Memory};
 use super::execute::Executor;
 use super::link::Link;
 use super::state::EngineState;
-use crate::history::HistoryId;
 use crate::history::moves::{self, Alone};
+use crate::history::{HistoryId, lookup};
 use crate::postgres::connect::{Backoff, DatabaseError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,7 +132,33 @@ pub(super) async fn run(
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
     }
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = written(&state, &mut link) => {}
+    }
     errand.done.cancel();
+}
+
+/// Completes when the outcome of the run is in the database, however long that is away or the row is held locked: a
+/// process that ended before would leave its row to a rescue, and be counted as one more death under it.
+async fn written(state: &EngineState, link: &mut Link) {
+    let mut backoff = Backoff::new(Duration::from_secs(1));
+    loop {
+        // Without a lease nothing of it is written any more.
+        let Some(runner) = state.lease.runner() else { return };
+        let look = async {
+            let db = link.get().await?;
+            state.within(lookup::unheard_claims(db, runner, 0, &[])).await
+        };
+        match look.await {
+            Ok(open) if open.is_empty() => return,
+            Ok(_) => {}
+            Err(error) => {
+                state.database_trouble("claim", &error, link);
+            }
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
 }
 
 enum Next {

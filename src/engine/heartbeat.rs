@@ -26,11 +26,13 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
     let mut watch = Watch::new(state.settings.engine.lease());
     let mut pulse = Pulse::default();
     let mut next_beat = Duration::ZERO;
+    let mut doubted = false;
     loop {
         state.vitals.progress("heartbeat");
         state.vitals.set_running(state.running.count());
         // While drained it looks every time, so that it claims again as soon as it may.
-        let beat_is_due = state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
+        let beat_is_due =
+            std::mem::take(&mut doubted) || state.draining.load(Ordering::Acquire) || boottime() >= next_beat;
         let turned = tokio::select! {
             turned = turn(&state, &mut link, &mut watch, &mut pulse, beat_is_due) => turned,
             () = stop.cancelled() => {
@@ -63,6 +65,7 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             () = state.vitals.rest("heartbeat", wait) => {}
             () = state.hints.cancel.notified() => {}
+            () = state.doubted.notified() => doubted = true,
             // The first job in progress: from now on cancels are polled for.
             () = state.running.first.notified() => {}
         }
@@ -173,7 +176,6 @@ async fn beat(
     watch: &mut Watch,
     pulse: &mut Pulse,
 ) -> Result<bool, DatabaseError> {
-    watch.begin_round();
     let sent = boottime();
     let beat = sqlx::query!(
         r#"with mine as (
@@ -213,6 +215,9 @@ async fn beat(
         );
         state.hints.wake.notify_one();
     }
+    // A round that was not answered is none: while the database accepts connections and answers nothing, the
+    // others cannot pulse either, and to count on would take them for dead.
+    watch.begin_round_at(sent);
     let others = answer.others.into_iter().zip(answer.seqs).zip(answer.leases);
     let others = others.map(|((id, seq), lease)| Seen { id, seq, lease: known_lease(state, lease) });
     for Seen { id: other, seq, .. } in watch.silent(others) {
@@ -280,11 +285,7 @@ impl Watch {
         Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new(), first_end: None }
     }
 
-    /// Starts a round; false if there was a gap before it.
-    fn begin_round(&mut self) -> bool {
-        self.begin_round_at(boottime())
-    }
-
+    /// A round was sent at this time, and answered; false if there was a gap before it.
     fn begin_round_at(&mut self, now: Duration) -> bool {
         let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.longest_gap);
         self.last_round = Some(now);

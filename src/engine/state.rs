@@ -17,10 +17,14 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+/// A statement unanswered for so long raises the question whether the link is dead.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// Shared by the loops; each brings its own connection.
 pub(crate) struct EngineState {
@@ -44,6 +48,8 @@ pub(crate) struct EngineState {
     pub(crate) stopping: AtomicBool,
     /// Too many jobs cannot be stopped: this process shall end, so that a fresh one takes over.
     pub(crate) exhausted: CancellationToken,
+    /// A statement has had no answer for a while: is the link alive?
+    pub(crate) doubted: Notify,
     /// A runner was found dead: its rows want a new home.
     pub(crate) orphans: Notify,
     /// A row is due that runs alone.
@@ -94,6 +100,7 @@ impl EngineState {
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             exhausted: CancellationToken::new(),
+            doubted: Notify::new(),
             orphans: Notify::new(),
             suspects: Notify::new(),
             errand: parts.errand,
@@ -170,12 +177,24 @@ impl EngineState {
         self.cluster.lock().unwrap_or_else(PoisonError::into_inner).left_behind = None;
     }
 
-    /// A statement of a loop, with its deadline.
+    /// A statement of a loop, with its deadline. While it goes unanswered the heartbeat asks for a sign of life: its
+    /// loop sends no small statement meanwhile, and perhaps no other does.
     pub(crate) async fn within<T>(
         &self,
         call: impl Future<Output = Result<T, sqlx::Error>>,
     ) -> Result<T, DatabaseError> {
-        self.lifeline.within(self.limits.deadline(), call).await
+        let answer = self.lifeline.within(self.limits.deadline(), call);
+        let doubts = async {
+            loop {
+                tokio::time::sleep(DOUBT).await;
+                self.doubted.notify_one();
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            () = doubts => unreachable!("it has no end"),
+        }
     }
 
     /// One so small that it is answered at once, unless the link is dead. Its answer proves that the database is there.

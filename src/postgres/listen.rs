@@ -8,7 +8,8 @@ use super::connect::{Backoff, Limits, Speaker, with_settings, within};
 use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -45,8 +46,14 @@ pub async fn run(options: PgConnectOptions, limits: Limits, hints: Hints, stop: 
     let options = with_settings(options, "listen", Speaker::Operator, limits.statement);
     let mut backoff = Backoff::new(Duration::from_secs(2));
     while !stop.is_cancelled() {
-        let began = Instant::now();
-        let life = Life { options: options.clone(), limits, hints: hints.clone(), stop: stop.clone() };
+        let listened = Arc::new(AtomicBool::new(false));
+        let life = Life {
+            options: options.clone(),
+            limits,
+            hints: hints.clone(),
+            stop: stop.clone(),
+            listened: Arc::clone(&listened),
+        };
         match tokio::task::spawn_blocking(|| life.live()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -54,7 +61,7 @@ pub async fn run(options: PgConnectOptions, limits: Limits, hints: Hints, stop: 
             }
             Err(error) => tracing::error!(%error, "Listener: ended by a panic, begun anew"),
         }
-        if began.elapsed() > PING_EVERY {
+        if listened.load(Ordering::Acquire) {
             backoff.reset();
         }
         tokio::select! {
@@ -70,6 +77,7 @@ struct Life {
     limits: Limits,
     hints: Hints,
     stop: CancellationToken,
+    listened: Arc<AtomicBool>,
 }
 
 impl Life {
@@ -91,6 +99,7 @@ impl Life {
     /// Gives hints until the connection is lost.
     async fn listen(&self) -> Result<(), sqlx::Error> {
         let mut listener = within(self.limits.connect, self.open()).await?;
+        self.listened.store(true, Ordering::Release);
         // Whatever was sent while nobody listened.
         self.hints.all();
         loop {

@@ -70,11 +70,11 @@ fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
     // While the daemon works, somebody else fills the disk.
     let ballast = disk.path().join("ballast");
     let mut writer = std::fs::File::create(&ballast).unwrap();
-    while writer.write_all(&[b'x'; 65536]).is_ok() {}
+    while writer.write_all(&[b'x'; 16384]).is_ok() {}
     while writer.write_all(&[b'x'; 512]).is_ok() {}
     let refused = db.rows(&insert(2000)).expect_err("there is no room for 2,000 rows");
     assert_eq!(
-        refused.as_database_error().and_then(|said| said.code()).as_deref(),
+        refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
         Some("53100"),
         "{refused}"
     );

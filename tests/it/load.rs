@@ -72,8 +72,11 @@ async fn cancel_in_this_order(db: &mut PgConnection, rows: &[String], isolation:
     statements.push("commit".to_owned());
     for statement in statements {
         if let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut *db).await {
-            let code =
-                error.as_database_error().and_then(|said| said.code()).unwrap_or_default().into_owned();
+            let code = error
+                .as_database_error()
+                .and_then(sqlx::error::DatabaseError::code)
+                .unwrap_or_default()
+                .into_owned();
             assert!(["40P01", "40001"].contains(&code.as_str()), "{error}");
             sqlx::raw_sql("rollback").execute(&mut *db).await.unwrap();
             return false;
@@ -291,4 +294,37 @@ fn a_transaction_left_open_for_seconds_costs_less_than_five_sixths_of_the_throug
     println!("{before:.0} rows a second, {behind:.0} after 4 s of an open transaction");
     assert!(behind > before / 6.0, "{before:.0} rows a second, then {behind:.0}");
     assert_eq!(db.text("select count(*) from JobHistory where StatusID <> 3 or Attempt <> 1"), "0");
+}
+
+/// What the kernel says of a process, in KiB.
+fn memory(daemon: &Daemon, key: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+#[allow(clippy::print_stdout, reason = "figures are for people")]
+fn sixty_four_payloads_of_a_mebibyte_at_once_take_less_than_three_times_their_size() {
+    const ROWS: u64 = 64;
+    let mut db = TestDb::new();
+    let config = db.config("LedgerJob", "MaxInstances", "0");
+    let daemon = Daemon::start_with(&db, &[QUIET]);
+    let small = db.insert(&config, r#"{"file": "/dev/null"}"#);
+    db.wait_status(&small, 3);
+    let before = memory(&daemon, "VmRSS");
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID, Payload)
+         select '{config}', 1, jsonb_build_object('seconds', 2, 'file', repeat('/', 1048576 - 30) || 'x')
+         from generate_series(1, {ROWS})"
+    ));
+    // A name of that length is no file's, which each says.
+    db.wait_for(
+        "select count(*) from JobHistory where StatusID = 4 and Error like '%File name too long%'",
+        &ROWS.to_string(),
+        SOON,
+    );
+    let most = memory(&daemon, "VmHWM") - before;
+    println!("{ROWS} payloads of 1 MiB took {} MiB at most", most / 1024);
+    assert!(most < 3 * ROWS * 1024, "{most} KiB for {ROWS} MiB of payloads");
 }

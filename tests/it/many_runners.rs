@@ -31,11 +31,11 @@ fn four_daemons_of_which_some_are_killed_put_one_row_for_each_due_time() {
         })
         .collect();
     let began = Instant::now();
-    for next in 0..4 {
+    for (n, daemon) in daemons.iter_mut().enumerate() {
         // Whenever: in the middle of a firing too.
-        std::thread::sleep(Duration::from_millis(1100 + 170 * next as u64));
-        daemons[next].kill();
-        daemons[next] = Daemon::start(&db);
+        std::thread::sleep(Duration::from_millis(1100 + 170 * n as u64));
+        daemon.kill();
+        *daemon = Daemon::start(&db);
     }
     let lasted = began.elapsed();
     let last: i64 = db.text("select floor(extract(epoch from clock_timestamp()))::bigint").parse().unwrap();

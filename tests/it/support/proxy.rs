@@ -109,12 +109,15 @@ impl Proxy {
     /// From now on; returns when the port follows.
     pub fn set(&self, mode: Mode) {
         let mut state = self.shared.state();
-        state.mode = mode;
+        let before = std::mem::replace(&mut state.mode, mode);
         state.era += 1;
         drop(state);
         self.shared.changed.notify_all();
-        // A port that shall be closed or open again is so within a look or two of its thread.
         let wanted = mode != Mode::Refuse;
+        if wanted == (before != Mode::Refuse) {
+            return;
+        }
+        // A port that shall be closed or open again is so within a look or two of its thread.
         for _ in 0..500 {
             if TcpStream::connect(self.address).is_ok() == wanted {
                 return;
@@ -285,6 +288,8 @@ fn to_client(shared: &Shared, link: &Link) {
             withheld.extend_from_slice(bytes);
             if is_ready_for_query(&withheld) {
                 shared.cuts.fetch_add(1, Ordering::SeqCst);
+                // It is closed, and so reset, when nobody holds it any more.
+                shared.state().links.retain(|other| !std::ptr::eq(Arc::as_ptr(other), link));
                 link.reset();
                 return;
             }
@@ -413,7 +418,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Whether these messages of a server, from the first byte of one, end with ReadyForQuery.
+/// Whether these messages of a server, from the first byte of one, end with `ReadyForQuery`.
 fn is_ready_for_query(mut messages: &[u8]) -> bool {
     while let [kind, a, b, c, d, ..] = messages {
         let length = u32::from_be_bytes([*a, *b, *c, *d]) as usize;
