@@ -52,33 +52,50 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        if options.all_bugs {
-            return match bugs::hunt_all(&options).await {
-                Ok(true) => ExitCode::SUCCESS,
-                Ok(false) => ExitCode::FAILURE,
-                Err(sentence) => refuse(&sentence),
-            };
+        tokio::select! {
+            code = Box::pin(carry_out(&options)) => code,
+            // What was started is ended when it is dropped.
+            () = interrupted() => refuse("interrupted"),
         }
-        if let Some(name) = &options.bug {
-            return match bugs::find(name) {
-                Ok(bug) => match bugs::hunt(&options, bug).await {
-                    Some((what, seconds)) => {
-                        println!("{name}: caught after {seconds:.0} s by {what}");
-                        ExitCode::SUCCESS
-                    }
-                    None => refuse(&format!("{name} was not caught")),
-                },
-                Err(sentence) => refuse(&sentence),
-            };
-        }
-        let report = Box::pin(round::run(&options, round::Plan::default())).await;
-        print!("{}", report.print());
-        if let Some(file) = &options.json {
-            let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
-            std::fs::write(file, text + "\n").expect("the report can be written");
-        }
-        if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     })
+}
+
+async fn interrupted() {
+    let mut terminate =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).expect("a signal handler");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn carry_out(options: &Options) -> ExitCode {
+    if options.all_bugs {
+        return match bugs::hunt_all(options).await {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(sentence) => refuse(&sentence),
+        };
+    }
+    if let Some(name) = &options.bug {
+        return match bugs::find(name) {
+            Ok(bug) => match bugs::hunt(options, bug).await {
+                Some((what, seconds)) => {
+                    println!("{name}: caught after {seconds:.0} s by {what}");
+                    ExitCode::SUCCESS
+                }
+                None => refuse(&format!("{name} was not caught")),
+            },
+            Err(sentence) => refuse(&sentence),
+        };
+    }
+    let report = Box::pin(round::run(options, round::Plan::default())).await;
+    print!("{}", report.print());
+    if let Some(file) = &options.json {
+        let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
+        std::fs::write(file, text + "\n").expect("the report can be written");
+    }
+    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn refuse(sentence: &str) -> ExitCode {

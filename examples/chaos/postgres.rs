@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub struct Server {
     pub small_disk: Option<PathBuf>,
     socket: PathBuf,
     options: PgConnectOptions,
+    stopped: AtomicBool,
 }
 
 impl Server {
@@ -77,7 +79,13 @@ impl Server {
         migrate::migrate(&options, limits).await.expect("the schema");
         let mut db = PgConnection::connect_with(&options).await.expect("a connection");
         exec(&mut db, include_str!("schema.sql")).await;
-        Arc::new(Self { embedded: Mutex::new(server), small_disk, socket, options })
+        Arc::new(Self {
+            embedded: Mutex::new(server),
+            small_disk,
+            socket,
+            options,
+            stopped: AtomicBool::new(false),
+        })
     }
 
     /// How operators connect: to the socket, with nothing of rosterd's settings.
@@ -142,22 +150,30 @@ impl Server {
         );
     }
 
-    /// At the end of the run.
+    /// At the end of the run. Doing it twice does nothing more.
     pub fn stop(&self) {
-        if let Some(disk) = &self.small_disk {
-            let pid = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).pid();
-            signals::send(pid, "QUIT");
-            for _ in 0..200 {
-                if !signals::is_alive(pid) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(50));
+        let Some(disk) = self.small_disk.as_ref().filter(|_| !self.stopped.swap(true, Ordering::AcqRel))
+        else {
+            return;
+        };
+        let pid = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).pid();
+        signals::send(pid, "QUIT");
+        for _ in 0..200 {
+            if !signals::is_alive(pid) {
+                break;
             }
-            let done = Command::new("umount").arg("-l").arg(disk).status();
-            if !done.is_ok_and(|status| status.success()) {
-                eprintln!("chaos: {} is still mounted", disk.display());
-            }
+            std::thread::sleep(Duration::from_millis(50));
         }
+        let done = Command::new("umount").arg("-l").arg(disk).status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("chaos: {} is still mounted", disk.display());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

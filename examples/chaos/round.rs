@@ -56,7 +56,9 @@ pub async fn run(options: &Options, plan: Plan) -> Report {
     });
     let (mut history, mut findings, mut drained);
     loop {
-        let time = plan.hunt.map_or(options.time(), |_| HUNTING_PHASE);
+        let time = plan
+            .hunt
+            .map_or(options.time(), |limit| limit.saturating_sub(began.elapsed()).min(HUNTING_PHASE));
         if let Some((seen, found)) =
             phase(&world, options, &mut rng, &faults, time, plan.hunt.is_some()).await
         {
