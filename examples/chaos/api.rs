@@ -3,12 +3,10 @@
 use crate::clock::{self, Nanos};
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
 use axum::routing::get;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use uuid::Uuid;
 
 /// One call.
 #[derive(Debug, Clone)]
@@ -18,8 +16,6 @@ pub struct Arrival {
     pub source: String,
     /// Calls of that source it was busy with, this one included.
     pub in_flight: u32,
-    /// The row that called, if it said so.
-    pub row: Option<Uuid>,
 }
 
 /// The API.
@@ -66,18 +62,14 @@ impl Drop for Flight<'_> {
     }
 }
 
-async fn call(
-    State(api): State<Arc<Api>>,
-    Path((source, row)): Path<(String, String)>,
-    _: HeaderMap,
-) -> &'static str {
+async fn call(State(api): State<Arc<Api>>, Path((source, _row)): Path<(String, String)>) -> &'static str {
     let flight = {
         let mut books = api.books();
         let t = clock::now();
         let count = books.in_flight.entry(source.clone()).or_default();
         *count += 1;
         let in_flight = *count;
-        books.arrivals.push(Arrival { t, source: source.clone(), in_flight, row: row.parse().ok() });
+        books.arrivals.push(Arrival { t, source: source.clone(), in_flight });
         Flight(&api, source)
     };
     tokio::time::sleep(Duration::from_millis(60)).await;

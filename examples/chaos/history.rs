@@ -205,16 +205,6 @@ impl History {
         })
     }
 
-    /// Whether this process was stopped by SIGSTOP at some time between these.
-    pub fn was_frozen(&self, daemon: usize, from: Nanos, to: Nanos) -> bool {
-        self.faults.iter().any(|fault| {
-            matches!(fault.fault, Fault::FreezeLong | Fault::FreezeShort | Fault::Stall)
-                && fault.daemon.is_none_or(|number| number == daemon)
-                && fault.from <= to
-                && fault.to.is_none_or(|end| end >= from)
-        })
-    }
-
     /// All changes, by their time.
     pub fn changes_by_time(&self) -> Vec<&Change> {
         let mut all: Vec<&Change> = self.trails.values().flatten().collect();

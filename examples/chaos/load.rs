@@ -145,7 +145,7 @@ impl Worker {
         let (config, name) =
             if self.rng.bool() { (self.lanes.paced, "paced") } else { (self.lanes.narrow, "narrow") };
         let id = self.id();
-        let repeat = self.rng.u32(1..5);
+        let repeat = self.rng.u32(1..7);
         let sql = format!(
             r#"insert into JobHistory (ID, ConfigID, StatusID, Payload)
                values ('{id}', '{config}', 1, '{{"path": "/{name}/{id}", "repeat": {repeat}}}')"#
