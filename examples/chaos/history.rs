@@ -5,7 +5,6 @@ use crate::clock::{Nanos, SECOND, WallOffset};
 use crate::daemons::Life;
 use crate::effects::{self, Line, What};
 use crate::lanes::Lanes;
-use crate::nemesis::Fault;
 use crate::recorder::{FaultRecord, Operation, ScheduleRecord};
 use crate::world::World;
 use sqlx::postgres::PgRow;
