@@ -10,7 +10,7 @@ mod release;
 use crate::config_rows::SourceConfig;
 use crate::history::HistoryId;
 use crate::job::{EffectGate, NotOursAnyMore};
-use crate::postgres::database::Database;
+use crate::postgres::database::{Database, is_away};
 use release::{Release, Releases};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -128,7 +128,7 @@ impl SourceLimiter {
     const LOOK_AGAIN: Duration = Duration::from_millis(500);
     /// A start missed by more than this is given back, because the next call does not know of it.
     const LATE: Duration = Duration::from_millis(3);
-    /// How long the database may be away before a waiting call gives up.
+    /// How long the database may refuse to answer before a waiting call gives up. (While it is away a call waits.)
     const PATIENCE: Duration = Duration::from_mins(1);
     /// Longest pause a source can ask for.
     const LONGEST_PAUSE: Duration = Duration::from_hours(24);
@@ -198,24 +198,31 @@ impl SourceLimiter {
         let _turn = lane.turn.lock().await;
         let forget = ForgetOnDrop { releases: self.inner.releases(), source, armed: true };
         let mut poll = Duration::from_millis(5);
-        let asked_since = Instant::now();
+        let mut refused_since: Option<Instant> = None;
         loop {
             let wait = match self.ask(source, history).await {
                 Answer::Granted { permit, start, delayed } => {
                     forget.disarm();
                     return Ok((permit, start, delayed));
                 }
+                // The next question waits until it is back.
+                Answer::Refused(LimitError::Database { error, .. }) if is_away(&error) => Self::POLL,
                 Answer::Refused(LimitError::Database { error, .. })
-                    if asked_since.elapsed() < Self::PATIENCE && is_passing(&error) =>
+                    if is_passing(&error)
+                        && refused_since.get_or_insert_with(Instant::now).elapsed() < Self::PATIENCE =>
                 {
                     Duration::from_secs(1)
                 }
                 Answer::Refused(error) => return Err(error),
                 Answer::Wait(Duration::ZERO) => {
+                    refused_since = None;
                     poll = (poll * 2).min(Self::POLL);
                     poll.mul_f64(0.75 + fastrand::f64() / 2.0)
                 }
-                Answer::Wait(wait) => (wait + Duration::from_millis(1)).min(Self::LOOK_AGAIN),
+                Answer::Wait(wait) => {
+                    refused_since = None;
+                    (wait + Duration::from_millis(1)).min(Self::LOOK_AGAIN)
+                }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -274,7 +281,6 @@ impl Inner {
         // "Granted" until the database says otherwise: a slot it may have taken is always given back.
         let (id, releases) = (Uuid::now_v7(), self.releases());
         let mut permit = CallPermit { id, source, concurrency: 1, in_doubt: false, granted: true, releases };
-        let asked = Instant::now();
         let answer = sqlx::query!(
             r#"select Verdict as "verdict!", WaitSeconds as wait_seconds, Concurrency as concurrency,
                  Delayed as delayed, SourceName as name
@@ -291,7 +297,7 @@ impl Inner {
             Err(error) => {
                 // Whether the slot was taken is not known. It is given back now, and once more when the
                 // server must have ended a statement that had not reached it yet.
-                let at = asked + Releases::SURE;
+                let at = Instant::now() + Releases::SURE;
                 self.releases().send(Release::Slot { id: permit.id, source, at });
                 return Answer::Refused(LimitError::Database { id: source, error });
             }
@@ -350,7 +356,7 @@ impl Drop for ForgetOnDrop {
     }
 }
 
-/// Whether the database may answer if asked again: it is away, starting, stopping, or somebody holds a lock.
+/// Whether the database may answer if asked again: it is starting, stopping, or somebody holds a lock.
 fn is_passing(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Database(e) => e.code().is_some_and(|code| {

@@ -220,3 +220,27 @@ impl Backoff {
         self.next = Duration::from_millis(50);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_may_take_what_the_server_allows_and_its_way_and_a_lock_less_than_an_answer() {
+        let mut limits = crate::config::Config::built_in().database.limits();
+        assert_eq!(limits.deadline(), Some(Duration::from_millis(32_500)));
+        assert_eq!(limits.lock(), Duration::from_secs(2));
+        limits.statement = Duration::ZERO;
+        assert_eq!(limits.deadline(), None, "no limit, as for the server");
+    }
+
+    #[test]
+    fn knocking_is_capped_and_jittered() {
+        let mut backoff = Backoff::new(Duration::from_secs(1));
+        let waits: Vec<Duration> = (0..50).map(|_| backoff.next_wait()).collect();
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(1)));
+        let late = &waits[10..];
+        assert!(late.iter().all(|wait| *wait >= Duration::from_millis(500)));
+        assert!(late.iter().any(|wait| wait != &late[0]), "daemons would knock in step");
+    }
+}

@@ -283,8 +283,5 @@ fn a_daemon_killed_anywhere_in_its_entries_leaves_each_row_exactly_one() {
     let _last = Daemon::start_with(&db, &quick());
     db.wait_count(&config, 3, 300);
     assert_eq!(db.text("select count(*) || ' of ' || count(distinct ID) from Ledger"), "300 of 300");
-    assert!(
-        db.text("select max(Crashes) from JobHistory") > "0".to_owned(),
-        "some rows were caught in the middle"
-    );
+    assert!(db.text("select max(Crashes) > 0 from JobHistory") == "t", "some rows were caught in the middle");
 }

@@ -405,7 +405,7 @@ fn a_hundred_thousand_statements_are_taken_and_refused_as_the_model_has_it() {
         }
     }
     let all = tally.iter().fold(String::new(), |all, (what, times)| format!("{all}{times:>8}  {what}\n"));
-    println!("{all}");
+    eprintln!("{all}");
     // Agreement about what never happens would be worth nothing.
     for status in [-1, 1, 2, 3, 4, 5] {
         assert!(
@@ -477,6 +477,6 @@ fn a_guard_with_one_branch_altered_is_found_out() {
         };
         let place = difference.lines().next().unwrap_or_default();
         assert!(place.starts_with("seed 7, statement "), "{difference}");
-        println!("{function} without {from:?}: {place}");
+        eprintln!("{function} without {from:?}: {place}");
     }
 }

@@ -101,7 +101,7 @@ impl Generator {
             config: names_config.then(|| if self.percent(97) { config } else { self.uuid() }),
             job: match self.rng.u32(0..100) {
                 0..3 => Some(self.rng.i32(0..9999)),
-                0..30 => Some(job),
+                3..30 => Some(job),
                 _ if !names_config && self.percent(90) => Some(job),
                 _ => None,
             },

@@ -19,6 +19,7 @@ pub struct Config {
     pub active: bool,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each stands for a column that is null or not")]
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     pub config: Uuid,
@@ -94,7 +95,7 @@ impl Model {
             refusal = refusal.or(Some("jobhistory_parent_exists"));
         }
         let Some(name) = refusal else { return Verdict::Taken(new.len()) };
-        added.iter().for_each(|id| drop(self.rows.remove(id)));
+        self.rows.retain(|id, _| !added.contains(id));
         self.unnamed.truncate(unnamed);
         refused(name)
     }
@@ -200,7 +201,7 @@ impl Model {
         if !ids.is_empty() && self.rows.iter().any(|(id, row)| orphaned(row) && !goes(id)) {
             return refused("jobhistory_parent_exists");
         }
-        ids.iter().for_each(|id| drop(self.rows.remove(id)));
+        self.rows.retain(|id, _| !ids.contains(id));
         Verdict::Taken(ids.len())
     }
 
