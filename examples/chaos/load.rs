@@ -54,8 +54,8 @@ impl Worker {
 
     async fn one_thing(&mut self) {
         match self.rng.u32(0..100) {
-            0..48 => self.insert().await,
-            48..58 => self.call().await,
+            0..53 => self.insert().await,
+            53..58 => self.call().await,
             58..74 => self.cancel(1).await,
             74..77 => {
                 let many = self.rng.usize(3..15);
@@ -145,7 +145,7 @@ impl Worker {
         let (config, name) =
             if self.rng.bool() { (self.lanes.paced, "paced") } else { (self.lanes.narrow, "narrow") };
         let id = self.id();
-        let repeat = self.rng.u32(1..7);
+        let repeat = self.rng.u32(1..5);
         let sql = format!(
             r#"insert into JobHistory (ID, ConfigID, StatusID, Payload)
                values ('{id}', '{config}', 1, '{{"path": "/{name}/{id}", "repeat": {repeat}}}')"#

@@ -194,7 +194,15 @@ impl World {
             }
             if began.elapsed() > limit && drained.is_none() {
                 let what = operator
-                    .ask("select string_agg(concat_ws(' ', ID, StatusID, ConfigID, Attempt, NotBefore), '; ') from JobHistory where StatusID in (1, 2, -1)")
+                    .ask(
+                        "select string_agg(concat_ws(' ', h.ID, h.StatusID, j.Struct, c.MaxInstances, h.Attempt, h.Crashes, h.ThreadID,
+                           now() - h.StartedDate, h.Progress), '; '),
+                           (select string_agg(concat_ws(' ', s.RunnerID, now() - s.StartDate), '; ') from SourceSlot s),
+                           (select string_agg(concat_ws(' ', r.ID, r.PID, r.Running, r.State), '; ') from Runner r),
+                           (select count(*)::text from chaos.audit a where a.at > chaos.micros(now() - interval '5 seconds'))
+                         from JobHistory h join JobConfig c on c.ID = h.ConfigID join Job j on j.ID = h.JobID
+                         where h.StatusID in (1, 2, -1)",
+                    )
                     .await;
                 self.complain(format!("{left} rows are not final {limit:?} after the last fault: {what:?}"));
                 return began.elapsed();
