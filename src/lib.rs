@@ -36,6 +36,7 @@ pub mod log;
 pub mod postgres;
 pub mod registry;
 pub mod schedule;
+mod seeded_bugs;
 mod systemd;
 pub mod testing;
 pub mod vitals;

@@ -10,6 +10,7 @@ use super::state::EngineState;
 use crate::history::lookup;
 use crate::lease::boottime;
 use crate::postgres::connect::{Backoff, DatabaseError};
+use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -102,7 +103,7 @@ async fn turn(
     if beat_is_due && !beat(state, db, id, watch, pulse).await? {
         return register(state, db, pulse).await;
     }
-    if state.running.count() > 0 {
+    if state.running.count() > 0 && !seeded_bugs::is(Bug::CancelsUnheard) {
         let cancels = state.promptly(lookup::cancel_requests(&mut *db, id)).await?;
         let gone: Vec<Uuid> = cancels
             .into_iter()
@@ -197,6 +198,10 @@ async fn beat(
     pulse.unheard += 1;
     let answer = state.promptly(beat.fetch_one(&mut *db)).await?;
     let (Some(seq), Some(draining)) = (answer.seq, answer.draining) else {
+        if seeded_bugs::is(Bug::LeaseLossUnnoticed) {
+            state.lease.renewed(id, sent);
+            return Ok(true);
+        }
         tracing::warn!("Job Runner: the lease of {id} was lost; its runs are stopped and it registers anew");
         state.lose_lease();
         return Ok(false);
@@ -284,7 +289,7 @@ impl Watch {
     fn begin_round_at(&mut self, now: Duration) -> bool {
         let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.longest_gap);
         self.last_round = Some(now);
-        if !gapless {
+        if !gapless && !seeded_bugs::is(Bug::ReapAfterOwnGap) {
             self.seen.clear();
         }
         gapless
@@ -309,7 +314,8 @@ impl Watch {
                 Some(watch) if watch.seq == other.seq => Stopwatch { rounds: watch.rounds + 1, ..*watch },
                 _ => Stopwatch { seq: other.seq, since: now, rounds: 0 },
             };
-            if now.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 {
+            let early = seeded_bugs::is(Bug::ReapEarly) && watch.rounds >= 1;
+            if now.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 || early {
                 silent.push(other);
             } else if let end = watch.since.saturating_add(other.lease)
                 && watch.rounds > 0

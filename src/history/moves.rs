@@ -4,6 +4,8 @@
 //! how the guard in the database tells its moves from an operator's.
 
 use super::{ClaimedJob, Fence, HistoryId, NewRow, Settlement, Status};
+#[cfg(feature = "seeded-bugs")]
+use crate::seeded_bugs;
 use chrono::{DateTime, Utc};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgExecutor};
@@ -61,6 +63,10 @@ pub async fn insert_scheduled(
     due_dates: &[DateTime<Utc>],
     not_before: &[DateTime<Utc>],
 ) -> Result<u64, sqlx::Error> {
+    #[cfg(feature = "seeded-bugs")]
+    if seeded_bugs::is(seeded_bugs::Bug::SchedulesUnguarded) {
+        return seeded_bugs::insert_scheduled(db, config, schedule, due_dates, not_before).await;
+    }
     let inserted = sqlx::query!(
         "insert into JobHistory (ConfigID, StatusID, Origin, ScheduleID, DueDate, NotBefore)
          select $1, 1, 'schedule', $2, d.DueDate, d.NotBefore
@@ -152,6 +158,11 @@ async fn claim_limited(
     around: bool,
     suspect_from: i32,
 ) -> Result<Claimed, sqlx::Error> {
+    #[cfg(feature = "seeded-bugs")]
+    if let Some(sql) = seeded_bugs::changed(include_str!("lock_lanes.sql")) {
+        let lanes = sqlx::query_scalar(sql).bind(&tick.limited).fetch_all(&mut *db).await?;
+        return claim_from(&mut *db, runner, &lanes, &lanes, limit, around, suspect_from).await;
+    }
     let locked =
         sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
     let lanes = [locked.as_slice(), &tick.free].concat();
@@ -321,6 +332,13 @@ pub async fn settle(
     let mut configs: Vec<Uuid> = runs.iter().map(|run| run.config).collect();
     configs.sort_unstable();
     configs.dedup();
+    #[cfg(feature = "seeded-bugs")]
+    if let Some(sql) = seeded_bugs::changed(include_str!("settle.sql")) {
+        let rows = sqlx::query(sql).bind(runner).bind(&ids).bind(&claims).bind(&attempts).bind(&verdicts);
+        let rows = rows.bind(&errors).bind(&results).bind(&stop_reasons).bind(&progress).bind(&jitter);
+        let rows = rows.bind(&configs).bind(retry_max_seconds).fetch_all(db).await?;
+        return rows.iter().map(seeded_bugs::settled).collect();
+    }
     let rows = sqlx::query_file!(
         "src/history/settle.sql",
         runner,
@@ -383,6 +401,11 @@ pub async fn write_progress(
 
 /// Rows of runners that are gone -> pending, error or canceled. Returns what became of each.
 pub async fn rescue(db: impl PgExecutor<'_>) -> Result<Vec<(HistoryId, Status)>, sqlx::Error> {
+    #[cfg(feature = "seeded-bugs")]
+    if let Some(sql) = seeded_bugs::changed(include_str!("rescue.sql")) {
+        let rows: Vec<(Uuid, i32)> = sqlx::query_as(sql).fetch_all(db).await?;
+        return rows.into_iter().map(|(id, status)| Ok((HistoryId(id), known_status(status)?))).collect();
+    }
     let rows = sqlx::query_file!("src/history/rescue.sql").fetch_all(db).await?;
     rows.into_iter().map(|row| Ok((HistoryId(row.id), known_status(row.status)?))).collect()
 }

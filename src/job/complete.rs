@@ -9,6 +9,7 @@ use super::{JobError, NotOursAnyMore, Outcome, storable_result};
 use crate::history::moves::{self, Settled};
 use crate::history::{Settlement, Status, Verdict, lookup};
 use crate::postgres::database::Transaction;
+use crate::seeded_bugs::{self, Bug};
 use std::time::Duration;
 
 /// How soon a row that an operator holds locked is tried again.
@@ -24,6 +25,7 @@ pub(super) async fn complete(
     match settled.status {
         // Pending: a Continuous row, which waits for its next iteration.
         Status::Completed | Status::Pending => {}
+        Status::Canceled if seeded_bugs::is(Bug::CommitsAlthoughCancelled) => {}
         // The cancel committed first. The row is not written by us now, and neither is what the job did.
         _ => {
             transaction.rollback().await?;

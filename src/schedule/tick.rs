@@ -9,6 +9,7 @@ use crate::history::{lookup, moves};
 use crate::postgres::connect::{self, Backoff, DatabaseError, Limits, Speaker};
 use crate::postgres::lifeline::Lifeline;
 use crate::postgres::listen::Hints;
+use crate::seeded_bugs::{self, Bug};
 use crate::vitals::Vitals;
 use chrono::{DateTime, NaiveTime, Utc};
 use sqlx::PgConnection;
@@ -151,6 +152,10 @@ impl Scheduler {
                         tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
                         self.within(sqlx::raw_sql("rollback").execute(&mut db)).await?;
                         held.insert(schedule.id);
+                        #[cfg(feature = "seeded-bugs")]
+                        if seeded_bugs::is(Bug::DueTimeForgotten) {
+                            seeded_bugs::forget_due_time(&mut db, schedule.id).await?;
+                        }
                     }
                     Err(error) => return Err(error),
                 }
@@ -239,7 +244,7 @@ async fn fire(
     )
     .execute(&mut *db)
     .await?;
-    if moved.rows_affected() == 0 {
+    if moved.rows_affected() == 0 && !seeded_bugs::is(Bug::SchedulesUnguarded) {
         return Ok(None);
     }
     if plan.fire.is_empty() || !schedule.live {
