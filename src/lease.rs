@@ -178,4 +178,34 @@ mod tests {
         lease.renewed(US, at(102));
         assert_eq!(lease.standing_at(US, at(102)), Standing::Lost);
     }
+
+    /// Runs itself once more where the time since boot is a day ahead and every other clock is as it was: to such a
+    /// process it looks as if its machine had been suspended for that day.
+    #[test]
+    #[cfg(target_os = "linux")]
+    #[allow(clippy::print_stderr, clippy::print_stdout, reason = "a test that did not run must say so")]
+    fn the_clock_of_leases_counts_the_time_a_machine_was_suspended() {
+        const INSIDE: &str = "ROSTERD_TEST_BOOTTIME";
+        if std::env::var_os(INSIDE).is_some() {
+            println!("boottime {}", boottime().as_secs());
+            return;
+        }
+        let this = "lease::tests::the_clock_of_leases_counts_the_time_a_machine_was_suspended";
+        let said = std::process::Command::new("unshare")
+            .args(["--time", "--boottime", "86400"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", this, "--nocapture"])
+            .env(INSIDE, "1")
+            .output();
+        let text =
+            said.as_ref().map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
+        let Some(inside) = text.lines().find_map(|line| line.split("boottime ").nth(1)) else {
+            eprintln!(
+                "SKIPPED: a suspended machine was NOT tried, because no clock can be moved here: {said:?}"
+            );
+            return;
+        };
+        let ahead = inside.trim().parse::<u64>().unwrap() - boottime().as_secs();
+        assert!((86_390..=86_400).contains(&ahead), "{ahead} s ahead");
+    }
 }

@@ -21,6 +21,8 @@ pub struct Namespace {
     /// Its name.
     pub name: String,
     link: String,
+    /// Our end of the link.
+    outside: String,
 }
 
 impl Namespace {
@@ -45,7 +47,7 @@ impl Namespace {
             format!("-n {name} link set {inside} up"),
             format!("-n {name} link set lo up"),
         ];
-        let made = Self { name, link: inside };
+        let made = Self { name, link: inside, outside };
         for step in steps {
             if !ip(&step) {
                 eprintln!("chaos: NO NETWORK NAMESPACE (ip {step}): the fault link-down is left out");
@@ -64,6 +66,8 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        // The namespace alone would go, and the link with it, only some time after its last process.
+        ip(&format!("link del {}", self.outside));
         ip(&format!("netns del {}", self.name));
     }
 }

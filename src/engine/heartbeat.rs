@@ -5,6 +5,7 @@
 //! rescued by whoever notices. No wall clock decides anything here.
 
 use super::link::Link;
+use super::others::{Round, Seen, Watch};
 use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
@@ -12,7 +13,6 @@ use crate::lease::boottime;
 use crate::postgres::connect::{Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -86,8 +86,20 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
 struct Pulse {
     /// As last read.
     seq: i64,
-    /// Pulses sent since whose answer never came: each was counted or not.
-    unheard: i64,
+    /// When pulses were sent whose answer never came: each was counted, or not, or will be when the server gets to it.
+    unheard: Vec<Duration>,
+}
+
+/// A statement that was given up is not carried out later than this, on a server that puts no limit on statements.
+const LONG_STATEMENT: Duration = Duration::from_mins(1);
+
+impl Pulse {
+    /// The values that `Seq` may have when a pulse sent now is carried out.
+    fn expected(&mut self, now: Duration, longest: Duration) -> (i64, i64) {
+        self.unheard.retain(|sent| now.saturating_sub(*sent) < longest);
+        let unheard = i64::try_from(self.unheard.len()).unwrap_or(i64::MAX);
+        (self.seq, self.seq.saturating_add(unheard))
+    }
 }
 
 async fn turn(
@@ -177,6 +189,8 @@ async fn beat(
     pulse: &mut Pulse,
 ) -> Result<bool, DatabaseError> {
     let sent = boottime();
+    let longest = state.limits.deadline().unwrap_or(LONG_STATEMENT);
+    let (least, most) = pulse.expected(sent, longest);
     let beat = sqlx::query!(
         r#"with mine as (
              update Runner r
@@ -192,10 +206,10 @@ async fn beat(
         count(state.running.count()),
         count(state.tasks()),
         state.stopping.load(Ordering::Acquire),
-        pulse.seq,
-        pulse.seq + pulse.unheard,
+        least,
+        most,
     );
-    pulse.unheard += 1;
+    pulse.unheard.push(sent);
     let answer = state.promptly(beat.fetch_one(&mut *db)).await?;
     let (Some(seq), Some(draining)) = (answer.seq, answer.draining) else {
         if seeded_bugs::is(Bug::LeaseLossUnnoticed) {
@@ -206,7 +220,8 @@ async fn beat(
         state.lose_lease();
         return Ok(false);
     };
-    *pulse = Pulse { seq, unheard: 0 };
+    pulse.seq = seq;
+    pulse.unheard.pop();
     state.lease.renewed(id, sent);
     if state.draining.swap(draining, Ordering::AcqRel) != draining {
         tracing::info!(
@@ -217,7 +232,7 @@ async fn beat(
     }
     // A round that was not answered is none: while the database accepts connections and answers nothing, the
     // others cannot pulse either, and to count on would take them for dead.
-    watch.begin_round_at(sent);
+    watch.begin(Round { sent, answered: boottime() });
     let others = answer.others.into_iter().zip(answer.seqs).zip(answer.leases);
     let others = others.map(|((id, seq), lease)| Seen { id, seq, lease: known_lease(state, lease) });
     for Seen { id: other, seq, .. } in watch.silent(others) {
@@ -245,179 +260,4 @@ fn count(n: usize) -> i32 {
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-/// Another runner, as a pulse found it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Seen {
-    id: Uuid,
-    seq: i64,
-    /// `Runner.LeaseSeconds`: its own, which it counts on.
-    lease: Duration,
-}
-
-/// How long a `Seq` has stood still.
-#[derive(Debug, Clone, Copy)]
-struct Stopwatch {
-    seq: i64,
-    since: Duration,
-    rounds: u32,
-}
-
-/// Stopwatches on the other runners.
-///
-/// A runner is dead when its `Seq` stood still for its lease by our clock. After a gap in our own rounds (we
-/// were frozen, or the database was away) every stopwatch starts anew: the others could not pulse either. One
-/// interval is never enough, because a runner whose lease is shorter than our interval may just be coming back.
-#[derive(Debug)]
-struct Watch {
-    /// Longest time between two rounds that is no gap. With the pulse that was seen just before an outage and the
-    /// one that is sent just after it, an outage of this length does not make up a lease.
-    longest_gap: Duration,
-    last_round: Option<Duration>,
-    seen: HashMap<Uuid, Stopwatch>,
-    /// When the first of them has stood still for its lease, if it goes on to.
-    first_end: Option<Duration>,
-}
-
-impl Watch {
-    fn new(lease: Duration) -> Self {
-        Self { longest_gap: lease / 2, last_round: None, seen: HashMap::new(), first_end: None }
-    }
-
-    /// A round was sent at this time, and answered; false if there was a gap before it.
-    fn begin_round_at(&mut self, now: Duration) -> bool {
-        let gapless = self.last_round.is_some_and(|last| now.saturating_sub(last) <= self.longest_gap);
-        self.last_round = Some(now);
-        if !gapless && !seeded_bugs::is(Bug::ReapAfterOwnGap) {
-            self.seen.clear();
-        }
-        gapless
-    }
-
-    /// When to look again: at `usual`, or as soon as one of them may be dead, so that its rows need not wait for our
-    /// own rhythm.
-    fn next_round(&self, usual: Duration) -> Duration {
-        /// A lease is over when more than its time has passed.
-        const JUST_AFTER: Duration = Duration::from_millis(20);
-        self.first_end.map_or(usual, |end| (end + JUST_AFTER).min(usual))
-    }
-
-    /// Those that stood still for their lease.
-    fn silent(&mut self, others: impl Iterator<Item = Seen>) -> Vec<Seen> {
-        let now = self.last_round.unwrap_or_default();
-        let mut seen = HashMap::new();
-        let mut silent = Vec::new();
-        self.first_end = None;
-        for other in others {
-            let watch = match self.seen.get(&other.id) {
-                Some(watch) if watch.seq == other.seq => Stopwatch { rounds: watch.rounds + 1, ..*watch },
-                _ => Stopwatch { seq: other.seq, since: now, rounds: 0 },
-            };
-            let early = seeded_bugs::is(Bug::ReapEarly) && watch.rounds >= 1;
-            if now.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 || early {
-                silent.push(other);
-            } else if let end = watch.since.saturating_add(other.lease)
-                && watch.rounds > 0
-                && end > now
-            {
-                self.first_end = Some(self.first_end.map_or(end, |first| first.min(end)));
-            }
-            seen.insert(other.id, watch);
-        }
-        self.seen = seen;
-        silent
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
-    }
-
-    fn seen(id: u128, seq: i64) -> Seen {
-        Seen { id: Uuid::from_u128(id), seq, lease: at(20) }
-    }
-
-    #[test]
-    fn a_runner_that_stands_still_for_its_own_lease_is_dead_and_one_that_pulses_is_not() {
-        let mut watch = Watch::new(at(20));
-        let mut reaped = Vec::new();
-        let patient = Seen { lease: at(60), ..seen(3, 7) };
-        for round in 0..6_u64 {
-            watch.begin_round_at(at(100 + 5 * round));
-            let alive = seen(2, i64::try_from(round).unwrap());
-            reaped.extend(watch.silent([seen(1, 7), alive, patient].into_iter()));
-        }
-        assert_eq!(reaped, [seen(1, 7)]);
-    }
-
-    #[test]
-    fn the_next_round_is_earlier_than_usual_only_for_one_that_stands_still() {
-        let mut watch = Watch::new(at(20));
-        watch.begin_round_at(at(100));
-        watch.silent([seen(1, 7), seen(2, 1)].into_iter());
-        assert_eq!(watch.next_round(at(105)), at(105));
-        watch.begin_round_at(at(109));
-        watch.silent([seen(1, 7), seen(2, 2)].into_iter());
-        watch.begin_round_at(at(118));
-        watch.silent([seen(1, 7), seen(2, 3)].into_iter());
-        assert_eq!(watch.next_round(at(123)), at(120) + Duration::from_millis(20));
-    }
-
-    #[test]
-    fn a_lease_shorter_than_our_interval_is_over_after_two_of_them() {
-        let mut watch = Watch::new(at(60));
-        let brief = Seen { lease: at(3), ..seen(1, 7) };
-        watch.begin_round_at(at(100));
-        assert!(watch.silent([brief].into_iter()).is_empty());
-        watch.begin_round_at(at(115));
-        assert!(watch.silent([brief].into_iter()).is_empty(), "it may have been away with the database");
-        watch.begin_round_at(at(130));
-        assert_eq!(watch.silent([brief].into_iter()), [brief]);
-    }
-
-    #[test]
-    fn after_a_gap_of_our_own_every_stopwatch_starts_anew() {
-        let mut watch = Watch::new(at(20));
-        watch.begin_round_at(at(100));
-        watch.silent([seen(1, 7)].into_iter());
-        assert!(!watch.begin_round_at(at(160)), "sixty seconds without a round are a gap");
-        assert!(watch.silent([seen(1, 7)].into_iter()).is_empty());
-        assert!(watch.begin_round_at(at(165)));
-        assert!(watch.silent([seen(1, 7)].into_iter()).is_empty());
-    }
-
-    /// Runs itself once more where the time since boot is a day ahead and every other clock is as it was: to such a
-    /// process it looks as if its machine had been suspended for that day.
-    #[test]
-    #[cfg(target_os = "linux")]
-    #[allow(clippy::print_stderr, clippy::print_stdout, reason = "a test that did not run must say so")]
-    fn the_clock_of_leases_counts_the_time_a_machine_was_suspended() {
-        const INSIDE: &str = "ROSTERD_TEST_BOOTTIME";
-        if std::env::var_os(INSIDE).is_some() {
-            println!("boottime {}", boottime().as_secs());
-            return;
-        }
-        let this = "engine::heartbeat::tests::the_clock_of_leases_counts_the_time_a_machine_was_suspended";
-        let said = std::process::Command::new("unshare")
-            .args(["--time", "--boottime", "86400"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", this, "--nocapture"])
-            .env(INSIDE, "1")
-            .output();
-        let text =
-            said.as_ref().map(|said| String::from_utf8_lossy(&said.stdout).into_owned()).unwrap_or_default();
-        let Some(inside) = text.lines().find_map(|line| line.split("boottime ").nth(1)) else {
-            eprintln!(
-                "SKIPPED: a suspended machine was NOT tried, because no clock can be moved here: {said:?}"
-            );
-            return;
-        };
-        let ahead = inside.trim().parse::<u64>().unwrap() - boottime().as_secs();
-        assert!((86_390..=86_400).contains(&ahead), "{ahead} s ahead");
-    }
 }

@@ -18,6 +18,7 @@ pub(crate) mod errand;
 mod execute;
 mod heartbeat;
 mod link;
+mod others;
 mod report;
 mod rescue;
 mod running;
