@@ -233,7 +233,10 @@ impl Work {
                 return;
             }
         };
-        self.dead.push(runner);
+        // Only of a process that has surely ended; the lease shows what became of any other.
+        if status.is_ok() {
+            self.dead.push(runner);
+        }
         match status {
             Ok(status) if status.success() => {
                 self.rest.remove(&row);

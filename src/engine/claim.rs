@@ -42,12 +42,13 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
         }
         // Asked before the turn: a run that ends during it must not go unheard.
         let was_full = state.running.count() >= state.settings.engine.workers;
-        let sleep = match (runner, state.draining.load(Ordering::Acquire)) {
-            (Some(runner), false) => {
+        let draining = state.draining.load(Ordering::Acquire);
+        let sleep = match runner {
+            Some(runner) if !draining || memory.doubts() => {
                 // Told to stop, it need not wait for a database that is away. A claim is always heard to its end.
                 let linked = tokio::select! {
                     linked = link.get() => linked.map(drop),
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => break,
                 };
                 let turned = match linked {
                     Ok(()) => turn(&state, &executor, &mut link, runner, &job_ids, &mut memory).await,
@@ -56,7 +57,9 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
                 match turned {
                     Ok(sleep) => {
                         backoff.reset();
-                        state.vitals.set_ready(true);
+                        if !draining {
+                            state.vitals.set_ready(true);
+                        }
                         sleep
                     }
                     Err(error) => {
@@ -71,7 +74,7 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
             _ => Some(state.settings.engine.poll()),
         };
         if stop.is_cancelled() {
-            return;
+            break;
         }
         let Some(sleep) = sleep else {
             // More may be due; let the other loops of this thread have their turn.
@@ -80,11 +83,24 @@ pub(crate) async fn run(state: Arc<EngineState>, mut executor: Executor, stop: C
         };
         say(&state, sleep, &mut said);
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             () = state.vitals.rest("claim", sleep) => {}
             () = state.hints.wake.notified() => {}
             () = state.running.ended.notified(), if was_full => {}
             _ = identity.changed() => {}
+        }
+    }
+    // What nobody heard of would be rescued after a lease and count as a crash.
+    if let Some(runner) = state.lease.runner()
+        && memory.doubts()
+    {
+        let give_back = async {
+            let db = link.get().await?;
+            give_back_unheard(&state, &executor, db, runner, &mut memory).await
+        };
+        let given = tokio::time::timeout(state.limits.answer, give_back).await;
+        if !matches!(given, Ok(Ok(()))) {
+            tracing::debug!("Job Runner: claims whose answer was lost are left to others");
         }
     }
 }
@@ -111,12 +127,20 @@ async fn turn(
     memory: &mut Memory,
 ) -> Result<Option<Duration>, DatabaseError> {
     let engine = &state.settings.engine;
-    let free = engine.workers.saturating_sub(state.running.count());
-    if free == 0 {
+    let draining = state.draining.load(Ordering::Acquire);
+    let free = if draining { 0 } else { engine.workers.saturating_sub(state.running.count()) };
+    if free == 0 && !memory.doubts() {
         return Ok(Some(engine.poll()));
     }
     let db = link.get().await?;
+    if state.lease.runner() != Some(runner) {
+        // Connecting has found another cluster. What is claimed as the one we were there would be nobody's.
+        return Ok(None);
+    }
     give_back_unheard(state, executor, db, runner, memory).await?;
+    if free == 0 {
+        return Ok(Some(engine.poll()));
+    }
     // Without processes for them, suspects run like all others.
     let suspect_from = if engine.alone_processes == 0 { i32::MAX } else { SUSPECT_FROM };
     let mut tick = state.promptly(moves::tick(&mut *db, job_ids, suspect_from)).await?;

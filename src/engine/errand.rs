@@ -9,7 +9,7 @@ use super::link::Link;
 use super::state::EngineState;
 use crate::history::moves::{self, Alone};
 use crate::history::{HistoryId, lookup};
-use crate::postgres::connect::{Backoff, DatabaseError};
+use crate::postgres::connect::{self, Backoff, DatabaseError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -110,7 +110,9 @@ pub(super) async fn run(
                     }
                     Err(error) => {
                         state.database_trouble("claim", &error, &mut link);
-                        memory.doubt(2 * state.limits.deadline().unwrap_or(claim::LONG_STATEMENT));
+                        if !connect::is_locked(&error) {
+                            memory.doubt(2 * state.limits.deadline().unwrap_or(claim::LONG_STATEMENT));
+                        }
                         backoff.next_wait()
                     }
                 }
@@ -177,6 +179,9 @@ async fn turn(
     reserved_as: &mut Option<Uuid>,
 ) -> Result<Next, DatabaseError> {
     let db = link.get().await?;
+    if state.lease.runner() != Some(runner) {
+        return Ok(Next::Look); // another cluster, and nobody there yet
+    }
     claim::give_back_unheard(state, executor, db, runner, memory).await?;
     if *reserved_as != Some(runner) {
         if !state.within(moves::reserve_alone(&mut *db, runner, errand.row)).await? {

@@ -11,7 +11,7 @@ use crate::history::{Fence, Settlement, StopReason, Verdict};
 use crate::job::{
     ContextParts, EffectGate, ErrorKind, JobContext, JobError, Outcome, ProgressBoard, storable_result,
 };
-use crate::lease::Lease;
+use crate::lease::{Lease, Standing};
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
 use crate::postgres::database::Database;
@@ -74,6 +74,7 @@ impl Executor {
             began: Instant::now(),
             limited: config.limited,
             result_max_bytes: self.settings.engine.result_max_bytes,
+            lease: Arc::clone(&self.lease),
             reported: false,
         };
         let span = run.span.clone();
@@ -101,6 +102,10 @@ impl Executor {
             .instrument(span),
         );
         self.running.set_abort(&run, task.abort_handle());
+        // Those that were there when the lease was lost have been told; this one may have come just after.
+        if self.lease.standing(run.runner) == Standing::Lost {
+            self.running.stop(run.fence.id, StopCause::Lost);
+        }
     }
 
     /// Gives a claimed row back that was never started; no attempt is counted.
@@ -165,6 +170,7 @@ struct Reporter {
     began: Instant,
     limited: bool,
     result_max_bytes: usize,
+    lease: Arc<Lease>,
     reported: bool,
 }
 
@@ -187,8 +193,10 @@ impl Reporter {
             _ => None,
         };
         let settled = settled.map(|(_, settled)| settled);
-        // A row that is settled has ended well, whatever the run was told meanwhile.
-        let cause = self.run.cause().filter(|_| settled.is_none());
+        // A row that is settled has ended well, whatever the run was told meanwhile. And a run without a lease is lost,
+        // also in the moment before it is told.
+        let lost = self.lease.standing(self.run.runner) == Standing::Lost;
+        let cause = if lost { Some(StopCause::Lost) } else { self.run.cause() }.filter(|_| settled.is_none());
         let mut settlement = judge(&self.run, cause, end);
         settlement.result =
             settlement.result.and_then(|result| storable_result(result, self.result_max_bytes));
@@ -257,7 +265,7 @@ fn judge(run: &Run, cause: Option<StopCause>, end: Option<End>) -> Settlement {
     };
     match cause {
         // A job that was cut short may well return Ok; only a run nobody told to stop counts as done.
-        Some(StopCause::Timeout) => {
+        Some(StopCause::Timeout) if settlement.verdict != Verdict::Interrupted => {
             settlement.verdict = Verdict::Failed;
             let seconds = run.time_limit.unwrap_or_default().as_secs();
             let after = settlement.error.take().map(|error| format!(" ({error})")).unwrap_or_default();
@@ -269,7 +277,7 @@ fn judge(run: &Run, cause: Option<StopCause>, end: Option<End>) -> Settlement {
             settlement.error = None;
         }
         Some(StopCause::Cancel) if cooperative == StopReason::Stopped => settlement.error = None,
-        Some(StopCause::Cancel | StopCause::Lost) | None => {}
+        Some(StopCause::Cancel | StopCause::Timeout | StopCause::Lost) | None => {}
     }
     settlement.stop_reason = stop_reason(cause, cooperative);
     settlement

@@ -10,7 +10,7 @@ use super::running::StopCause;
 use super::state::EngineState;
 use crate::history::lookup;
 use crate::lease::boottime;
-use crate::postgres::connect::{Backoff, DatabaseError};
+use crate::postgres::connect::{self, Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use sqlx::PgConnection;
 use std::sync::Arc;
@@ -155,8 +155,8 @@ async fn register(
     let sent = boottime();
     let insert = sqlx::query!(
         "with before as (delete from Runner where ID = $10)
-         insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Running, Tasks)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+         insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers, Jobs, Running, Tasks, Draining)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $11)",
         id,
         host_name(),
         i32::try_from(std::process::id()).unwrap_or(i32::MAX),
@@ -167,11 +167,12 @@ async fn register(
         count(state.running.count()),
         count(state.tasks()),
         state.left_behind(),
+        // Whoever drained this daemon meant the daemon, not the name it had.
+        state.draining.load(Ordering::Acquire),
     );
     state.within(insert.execute(db)).await?;
     state.forget_left_behind();
     *pulse = Pulse::default();
-    state.draining.store(false, Ordering::Release);
     state.lease.registered(id, sent);
     // Whoever died before may have left rows.
     state.orphans.notify_one();
@@ -238,9 +239,16 @@ async fn beat(
     for Seen { id: other, seq, .. } in watch.silent(others) {
         // The row may have pulsed since we looked, or be gone.
         let reap = sqlx::query!("delete from Runner where ID = $1 and Seq = $2", other, seq);
-        if state.within(reap.execute(&mut *db)).await?.rows_affected() > 0 {
-            tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
-            state.orphans.notify_one();
+        match state.within(reap.execute(&mut *db)).await {
+            Ok(done) if done.rows_affected() > 0 => {
+                tracing::warn!("Job Runner: runner {other} is dead, its rows go to others");
+                state.orphans.notify_one();
+            }
+            // An operator edits it; there is the next round.
+            Err(error) if connect::is_locked(&error) => {
+                tracing::debug!("Job Runner: runner {other}: {error}")
+            }
+            done => drop(done?),
         }
     }
     Ok(true)

@@ -7,11 +7,11 @@ use super::execute::FinishedJob;
 use super::link::Link;
 use super::state::EngineState;
 use crate::history::{Fence, HistoryId, Settlement, Status, Verdict, lookup, moves};
-use crate::postgres::connect::{Backoff, DatabaseError};
+use crate::postgres::connect::{self, Backoff, DatabaseError};
 use crate::seeded_bugs::{self, Bug};
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -90,8 +90,9 @@ async fn write(
             state.hints.wake.notify_one();
         }
     }
-    while let Some(runner) = batch.first().map(|job| job.run.runner) {
-        // One statement a claimant: after a re-registration two may be in a batch.
+    // One statement a claimant: after a re-registration two may be in a batch.
+    let claimants: BTreeSet<Uuid> = batch.iter().map(|job| job.run.runner).collect();
+    for runner in claimants {
         let settlements: Vec<Settlement> =
             batch.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.clone()).collect();
         let db = link.get().await?;
@@ -99,6 +100,9 @@ async fn write(
         let settled = match state.within(moves::settle(&mut *db, runner, &settlements, retry_max)).await {
             Err(DatabaseError::Sql(error)) if is_about_the_rows(&error) => {
                 settle_one_by_one(state, db, runner, &settlements).await?
+            }
+            Err(error) if connect::is_locked(&error) => {
+                settle_claim_by_claim(state, db, runner, &settlements).await?
             }
             settled => settled?,
         };
@@ -108,7 +112,7 @@ async fn write(
         let mut left = Vec::new();
         let mut wake = false;
         for job in std::mem::take(batch) {
-            match by_id.get(&job.settlement.fence.id) {
+            match by_id.get(&job.settlement.fence.id).filter(|_| job.run.runner == runner) {
                 Some(row) => wake |= account(state, starts, &job, row),
                 None => left.push(job),
             }
@@ -121,11 +125,7 @@ async fn write(
         if !missing.is_empty() {
             drop_lost(state, db, runner, &missing, &mut left).await?;
         }
-        let stuck = left.iter().any(|job| job.run.runner == runner);
         *batch = left;
-        if stuck {
-            break;
-        }
     }
     if starts.is_due() || closing {
         starts.write(state, link.get().await?).await?;
@@ -152,6 +152,29 @@ fn account(state: &EngineState, starts: &mut LastStarts, job: &FinishedJob, row:
 fn is_about_the_rows(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
     code.is_some_and(|code| ["22", "23", "54"].iter().any(|class| code.starts_with(class)))
+}
+
+/// A claim's own row is held by a job whose transaction completes one of its rows and is not committed yet: the
+/// others of that claim wait, and no other claim does.
+async fn settle_claim_by_claim(
+    state: &EngineState,
+    db: &mut PgConnection,
+    runner: Uuid,
+    settlements: &[Settlement],
+) -> Result<Vec<moves::Settled>, DatabaseError> {
+    let retry_max = state.settings.engine.retry_max_seconds;
+    let mut by_claim: BTreeMap<i64, Vec<Settlement>> = BTreeMap::new();
+    for settlement in settlements {
+        by_claim.entry(settlement.fence.claim).or_default().push(settlement.clone());
+    }
+    let mut settled = Vec::new();
+    for of_claim in by_claim.values() {
+        match state.within(moves::settle(&mut *db, runner, of_claim, retry_max)).await {
+            Err(error) if connect::is_locked(&error) => {}
+            some => settled.extend(some?),
+        }
+    }
+    Ok(settled)
 }
 
 /// One outcome the database cannot take must not hold up the others: it ends its row as an error that says so.

@@ -55,9 +55,9 @@ pub(crate) async fn run(state: Arc<EngineState>, stop: CancellationToken) {
 async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> Result<(), DatabaseError> {
     let Some(runner) = state.lease.runner() else { return Ok(()) };
     if busy {
+        let db = link.get().await?;
         let newest = state.progress.take();
         if !newest.is_empty() {
-            let db = link.get().await?;
             state.within(moves::write_progress(db, runner, &newest)).await?;
         }
     }

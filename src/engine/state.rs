@@ -153,7 +153,7 @@ impl EngineState {
                 tracing::warn!(
                     "Job Runner: the database is {cluster} now, it was {before}; the runs are stopped and it registers anew"
                 );
-                known.left_behind = self.lose_lease();
+                known.left_behind = self.lose_lease().or(known.left_behind);
                 // What else is connected speaks to the one that was.
                 self.lifeline.cut();
             }

@@ -198,20 +198,37 @@ pub async fn claim_alone(db: &mut PgConnection, runner: Uuid, id: HistoryId) -> 
     if limited && lane.open >= i64::from(lane.maxinstances) {
         return Ok(Alone::NoRoom);
     }
-    let mut locked = false;
     if limited {
         sqlx::raw_sql("begin").execute(&mut *db).await?;
-        let lanes =
-            sqlx::query_file_scalar!("src/history/lock_lanes.sql", &[lane.id]).fetch_all(&mut *db).await?;
-        locked = !lanes.is_empty();
     }
-    let row = sqlx::query_file_as!(TakenRow, "src/history/claim_alone.sql", runner, id.0, locked)
-        .fetch_optional(&mut *db)
-        .await?;
+    let taken = take_alone(&mut *db, runner, id, limited.then_some(lane.id)).await;
     if limited {
-        sqlx::raw_sql("commit").execute(&mut *db).await?;
+        // Refused, or locked for too long: the connection is fine and may serve the next claim.
+        match &taken {
+            Ok(_) => sqlx::raw_sql("commit").execute(&mut *db).await?,
+            Err(sqlx::Error::Database(_)) => sqlx::raw_sql("rollback").execute(&mut *db).await?,
+            Err(_) => Default::default(),
+        };
     }
-    row.map_or(Ok(Alone::NoRoom), |row| Ok(Alone::Claimed(Box::new(row.claimed()?))))
+    taken?.map_or(Ok(Alone::NoRoom), |row| Ok(Alone::Claimed(Box::new(row.claimed()?))))
+}
+
+async fn take_alone(
+    db: &mut PgConnection,
+    runner: Uuid,
+    id: HistoryId,
+    limited: Option<Uuid>,
+) -> Result<Option<TakenRow>, sqlx::Error> {
+    let locked = match limited {
+        Some(lane) => !sqlx::query_file_scalar!("src/history/lock_lanes.sql", &[lane])
+            .fetch_all(&mut *db)
+            .await?
+            .is_empty(),
+        None => false,
+    };
+    sqlx::query_file_as!(TakenRow, "src/history/claim_alone.sql", runner, id.0, locked)
+        .fetch_optional(&mut *db)
+        .await
 }
 
 /// A runner says for which one row it is there; from now on its lane keeps a place free for it. Returns false if the

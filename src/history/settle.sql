@@ -77,12 +77,16 @@ with finished as materialized (
       Progress = coalesce(n.Progress, h.Progress)
   from next n
   where h.ID = n.ID and h.ID = any($2::uuid[])
-  returning h.ID, h.StatusID, h.ClaimID, h.NotBefore, h.WaitingSince
+  returning h.ID, h.StatusID, h.ClaimID, h.NotBefore, h.WaitingSince, h.CurrentIteration
 ), closed as (
   update Claim k
   set Open = k.Open - s.n
   from (select s.ClaimID, count(*)::int as n from settled s group by s.ClaimID) s
   where k.ID = s.ClaimID
+), forgotten as (
+  -- A Continuous row may live for years: of its steps those of the last finished iteration stay.
+  delete from JobEffect e using settled s
+  where e.HistoryID = s.ID and s.WaitingSince is not null and e.Iteration < s.CurrentIteration - 1
 ), answered as (
   delete from CancelRequest r using settled s where r.HistoryID = s.ID and s.StatusID = 5
 )

@@ -11,7 +11,11 @@ use crate::history::{Settlement, Status, Verdict, lookup};
 use crate::postgres::database::Transaction;
 use crate::seeded_bugs::{self, Bug};
 use std::time::Duration;
+use tokio::time::Instant;
 
+/// Whoever holds the row locked may be waiting for what this transaction holds; neither PostgreSQL nor we would ever
+/// know.
+const LOCKED_FOR: Duration = Duration::from_secs(10);
 /// How soon a row that an operator holds locked is tried again.
 const LOCKED_RETRY: Duration = Duration::from_millis(50);
 
@@ -50,7 +54,7 @@ async fn settle(
         result: (outcome.result.clone())
             .and_then(|result| storable_result(result, parts.settings.engine.result_max_bytes)),
         stop_reason: None,
-        progress: None,
+        progress: parts.progress.take_one(parts.row.id),
     }];
     let retry_max = parts.settings.engine.retry_max_seconds;
     // As on the engine's own connections: whatever the statistics say, its plans stay on their indexes.
@@ -60,6 +64,7 @@ async fn settle(
     )
     .execute(&mut **transaction)
     .await?;
+    let began = Instant::now();
     loop {
         if let [settled] = moves::settle(&mut **transaction, parts.runner, &settlement, retry_max).await?[..]
         {
@@ -69,6 +74,12 @@ async fn settle(
         let owned = lookup::still_owned(&mut **transaction, parts.runner, &[parts.fence]).await?;
         if !owned.contains(&parts.fence.id) {
             return Err(NotOursAnyMore.into());
+        }
+        if began.elapsed() > LOCKED_FOR {
+            return Err(JobError::retry_message(format_args!(
+                "row {} was held locked for {LOCKED_FOR:?} while the job wanted to complete it",
+                parts.row.id
+            )));
         }
         tokio::select! {
             () = parts.cancel.cancelled() => return Err(JobError::stopped()),

@@ -9,6 +9,7 @@ mod executor;
 mod lent;
 mod statement;
 
+pub(crate) use away::away;
 pub use away::is_away;
 pub use lent::Lent;
 
@@ -98,11 +99,15 @@ impl Database {
         let place = loop {
             pool.lifeline.until_up().await;
             let place = Arc::clone(&pool.places).acquire_owned();
-            match tokio::time::timeout(QUEUE_FOR, place).await {
-                Ok(Ok(place)) => break place,
-                Ok(Err(_)) => return Err(sqlx::Error::PoolClosed), // nobody closes it
-                Err(_) if pool.lifeline.is_up() => return Err(sqlx::Error::PoolTimedOut),
-                Err(_) => {}
+            tokio::select! {
+                biased;
+                place = place => match place {
+                    Ok(place) => break place,
+                    Err(_) => return Err(sqlx::Error::PoolClosed), // nobody closes it
+                },
+                // Whoever holds a place cannot give it back now; the time begins anew afterwards.
+                () = pool.lifeline.until_down() => {}
+                () = tokio::time::sleep(QUEUE_FOR) => return Err(sqlx::Error::PoolTimedOut),
             }
         };
         let mut lent = Lent::vacant(Arc::clone(pool), place);

@@ -52,6 +52,11 @@ impl Lifeline {
         self.state.borrow().up
     }
 
+    /// Completes while the database is away.
+    pub async fn until_down(&self) {
+        let _ = self.state.subscribe().wait_for(|state| !state.up).await;
+    }
+
     /// Completes while the database is up.
     pub async fn until_up(&self) {
         // The sender is ours, so it cannot be gone.

@@ -83,7 +83,7 @@ const RECOMPUTE_EVERY: Duration = Duration::from_hours(24);
 impl Scheduler {
     /// Fires schedules until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let mut link: Option<PgConnection> = None;
+        let mut link: Option<(PgConnection, u64)> = None;
         let mut backoff = Backoff::new(Duration::from_secs(1));
         let mut recomputed: Option<tokio::time::Instant> = None;
         loop {
@@ -125,12 +125,14 @@ impl Scheduler {
 
     async fn turn(
         &self,
-        link: &mut Option<PgConnection>,
+        link: &mut Option<(PgConnection, u64)>,
         recompute: bool,
     ) -> Result<Duration, DatabaseError> {
+        // What was open when the link was cut, or the cluster replaced, is of no use any more.
+        let cuts = self.lifeline.cuts();
         let mut db = match link.take() {
-            Some(db) => db,
-            None => connect::connect(&self.options, "schedule", Speaker::Runner, self.limits).await?,
+            Some((db, opened)) if opened == cuts => db,
+            _ => connect::connect(&self.options, "schedule", Speaker::Runner, self.limits).await?,
         };
         if recompute {
             self.recompute(&mut db).await?;
@@ -166,7 +168,7 @@ impl Scheduler {
             self.hints.wake.notify_one();
         }
         let next = self.within(seconds_to_next(&mut db)).await?;
-        *link = Some(db);
+        *link = Some((db, cuts));
         // The claim loop's tick looks at schedules too and gives a hint, so this sleep need not be short.
         let next = next.map_or(IDLE_LOOK, |s| Duration::from_secs_f64(s.clamp(0.0, IDLE_LOOK.as_secs_f64())));
         Ok(if held.is_empty() { next } else { next.max(HELD_LOOK) })

@@ -170,6 +170,30 @@ fn a_step_that_was_done_is_not_done_again_by_the_next_attempt_but_anew_in_the_ne
 }
 
 #[test]
+fn a_daemon_that_drains_goes_on_draining_under_the_identity_it_gets_after_a_lost_lease() {
+    let mut db = TestDb::new();
+    let daemon = Daemon::start_with(&db, &quick());
+    db.exec("update Runner set Draining = true");
+    daemon.wait_line("drains, claims nothing more");
+    let before = db.text("select ID from Runner");
+    db.exec("delete from Runner");
+    db.wait_for(&format!("select Draining from Runner where ID <> '{before}'"), "t", SOON);
+}
+
+#[test]
+fn of_a_continuous_row_only_the_steps_of_its_last_iterations_stay() {
+    let mut db = TestDb::new();
+    let effects = Effects::new();
+    let config = db.config("StepJob", "Continuous, WaitInSeconds", "true, 1");
+    let _daemon = Daemon::start(&db);
+    let id = db.insert(&config, &effects.payload(r#""mishap": "none""#));
+    db.wait_for(&format!("select CurrentIteration >= 3 from JobHistory where ID = '{id}'"), "t", SOON);
+    db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
+    db.wait_status(&id, 5);
+    assert_eq!(db.text("select min(Iteration) > 0 and count(*) between 1 and 2 from JobEffect"), "t");
+}
+
+#[test]
 fn a_run_that_lost_its_row_can_begin_no_step() {
     let mut db = TestDb::new();
     let effects = Effects::new();

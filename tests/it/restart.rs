@@ -195,16 +195,8 @@ fn connections_that_are_cut_again_and_again_lose_no_row_and_burn_no_attempt() {
     db.wait_for("select coalesce(sum(Open), 0) from Claim", "0", SOON);
 }
 
-#[test]
-fn a_claim_whose_answer_was_lost_is_given_back_and_runs() {
-    let mut db = TestDb::new();
-    let config = db.config("NoopJob", "", "");
-    let _daemon = Daemon::start(&db);
-    let id = db.insert(&config, "{}");
-    db.wait_status(&id, 3);
-    // What stands in the database when a connection breaks between a claim's commit and its answer.
-    db.exec(&format!("update JobConfig set Active = false where ID = '{config}'"));
-    let id = db.insert(&config, "{}");
+/// Makes a row stand as a connection leaves it that breaks between a claim's commit and its answer.
+fn claim_unheard(db: &mut TestDb, config: &str, id: &str) {
     db.session(Speaker::Runner).exec(&format!(
         "begin;
          insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) select ID, '{config}', array['{id}'::uuid], 1 from Runner;
@@ -212,11 +204,39 @@ fn a_claim_whose_answer_was_lost_is_given_back_and_runs() {
            ThreadID = (select ID from Runner), ClaimID = (select max(ID) from Claim) where ID = '{id}';
          commit"
     ));
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_given_back_and_runs() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    let _daemon = Daemon::start(&db);
+    let id = db.insert(&config, "{}");
+    db.wait_status(&id, 3);
+    db.exec(&format!("update JobConfig set Active = false where ID = '{config}'"));
+    let id = db.insert(&config, "{}");
+    claim_unheard(&mut db, &config, &id);
     db.exec(&format!("update JobConfig set Active = true where ID = '{config}'"));
     assert_eq!(db.status(&id), "2");
     db.terminate("claim");
     db.wait_status(&id, 3);
     assert_eq!(db.column(&id, "Attempt"), "1");
+    db.wait_for("select coalesce(sum(Open), 0) from Claim", "0", SOON);
+}
+
+#[test]
+fn a_claim_whose_answer_was_lost_is_given_back_also_by_a_daemon_that_drains() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    let daemon = Daemon::start(&db);
+    db.terminate("claim");
+    daemon.wait_line("the database is away");
+    db.exec("update Runner set Draining = true");
+    daemon.wait_line("drains, claims nothing more");
+    let id = db.insert(&config, "{}");
+    claim_unheard(&mut db, &config, &id);
+    db.wait_status(&id, 1);
+    assert_eq!(db.column(&id, "Attempt"), "0");
     db.wait_for("select coalesce(sum(Open), 0) from Claim", "0", SOON);
 }
 

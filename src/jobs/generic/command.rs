@@ -48,6 +48,10 @@ impl Job for CommandJob {
         let not_started = |e: &dyn std::fmt::Display| {
             JobError::retry_message(format_args!("command {name} did not start: {e}"))
         };
+        tokio::select! {
+            () = ctx.cancelled() => return Err(JobError::stopped()),
+            passed = ctx.may_act() => passed?,
+        }
         // Starting a program can wait for a disk. If this run is gone meanwhile, the group ends as it is dropped.
         let started = tokio::task::spawn_blocking(move || ProcessGroup::spawn(&mut command)).await;
         let (group, stdin, stdout, stderr) =

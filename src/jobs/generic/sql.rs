@@ -4,6 +4,8 @@ use super::sql_json::{parameter_as_text, row_as_json};
 use crate::config_rows::SourceConfig;
 use crate::connectors::AddressPolicy;
 use crate::job::{Job, JobContext, JobError, Outcome};
+use crate::postgres::connect::is_outage;
+use crate::postgres::database::away;
 use futures_util::TryStreamExt;
 use schemars::JsonSchema;
 use secrecy::ExposeSecret;
@@ -40,7 +42,11 @@ impl Job for SqlJob {
             return Err(JobError::fatal_message("Payload field `statement`: it is empty"));
         }
         let source = ctx.config().in_source.as_ref();
-        let explain = |error: sqlx::Error| explain(&error, source);
+        // To rosterd's own database this session is one more of its own: an outage costs no attempt.
+        let explain = |error: sqlx::Error| match source {
+            None if is_outage(&error) => JobError::from(away(error)),
+            _ => explain(&error, source),
+        };
         // Held to the end: to the source a statement is a call like any other.
         let mut permit = None;
         let options = match source {
@@ -71,6 +77,10 @@ impl Job for SqlJob {
             .map_err(explain)?;
         if let Some(permit) = &mut permit {
             permit.in_doubt(true);
+        }
+        tokio::select! {
+            () = ctx.cancelled() => return Err(stopped()),
+            passed = ctx.may_act() => passed?,
         }
         let done = session.run(&ctx, &payload).await;
         if let Some(permit) = &mut permit {

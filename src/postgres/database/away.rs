@@ -20,7 +20,7 @@ impl fmt::Display for DatabaseAway {
 impl Error for DatabaseAway {}
 
 /// An error of sqlx that [`is_away`] knows.
-pub(super) fn away(said: impl fmt::Display) -> sqlx::Error {
+pub(crate) fn away(said: impl fmt::Display) -> sqlx::Error {
     sqlx::Error::Io(io::Error::other(DatabaseAway { said: said.to_string() }))
 }
 
