@@ -7,7 +7,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "most are known by their name only")]
 pub(crate) enum Bug {
-    /// A runner is held for dead long before its lease is over.
+    /// A runner is now and then held for dead although its lease is not over.
     ReapEarly,
     /// The stopwatches on the others run on while we are away ourselves.
     ReapAfterOwnGap,
@@ -17,6 +17,8 @@ pub(crate) enum Bug {
     GateIgnoresLapse,
     /// The gate asks whether this process has a lease, not whether it is the one of this run.
     GateIgnoresRunner,
+    /// A run that lost its row is reported all the same, and outcomes are written by the row's ID alone.
+    SettleById,
     /// Claims whose answer was lost are not given back.
     UnheardClaimsKept,
     /// Outcomes that could not be written at once are dropped.
@@ -63,6 +65,7 @@ mod seeded {
             Bug::LeaseLossUnnoticed => "lease-loss-unnoticed",
             Bug::GateIgnoresLapse => "gate-ignores-lapse",
             Bug::GateIgnoresRunner => "gate-ignores-runner",
+            Bug::SettleById => "settle-by-id",
             Bug::UnheardClaimsKept => "unheard-claims-kept",
             Bug::OutcomesDropped => "outcomes-dropped",
             Bug::AutostartUnlocked => "autostart-unlocked",

@@ -15,6 +15,7 @@ use crate::lease::{Lease, Standing};
 use crate::limits::SourceLimiter;
 use crate::log::job_span;
 use crate::postgres::database::Database;
+use crate::seeded_bugs::{self, Bug};
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use std::any::Any;
@@ -203,7 +204,7 @@ impl Reporter {
         settlement.progress = self.progress.take_one(self.run.fence.id);
         // Handed over before it counts as ended: a stop waits for the count, and then for what was handed over.
         // A lost row is another runner's now.
-        if cause != Some(StopCause::Lost) {
+        if cause != Some(StopCause::Lost) || seeded_bugs::is(Bug::SettleById) {
             let _ = self.finished.send(FinishedJob {
                 settlement,
                 settled,

@@ -5,6 +5,7 @@
 //! as abandoned while its thread may still be busy. Its writes are fenced off from then on.
 
 use crate::history::{Fence, HistoryId, StopReason};
+use crate::seeded_bugs::{self, Bug};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -90,7 +91,9 @@ impl Run {
         let first = self.cause.compare_exchange(0, cause as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if cause == StopCause::Lost {
             self.cause.store(cause as u8, Ordering::Release);
-            self.over.cancel();
+            if !seeded_bugs::is(Bug::GateIgnoresRunner) {
+                self.over.cancel();
+            }
         }
         self.cancel.cancel();
         first

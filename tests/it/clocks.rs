@@ -109,3 +109,26 @@ fn a_forward_jump_is_caught_up_as_missed_run_says_and_a_backward_one_fires_nothi
         assert_eq!(count(&mut db, schedule), format!("{rows} {rows}"));
     }
 }
+
+#[test]
+fn a_clock_put_back_by_an_hour_holds_up_the_calls_to_a_source_by_no_more_than_its_delay() {
+    let mut db = with_movable_clock();
+    db.exec("insert into Organization (Code) values ('ACME')");
+    let source = db.text(
+        r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+           select 'JIRA', ID, 'http://127.0.0.1:1', '{"Delay": 200000000}' from Organization where Code = 'ACME' returning ID"#,
+    );
+    let runner = "00000000-0000-0000-0000-000000000001";
+    db.exec(&format!(
+        "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ('{runner}', 'x', 1, '1', 1000, 1)"
+    ));
+    let ask = format!(
+        "select Verdict || ', wait ' || (WaitSeconds <= 0.5)::text
+         from vm.take_source_slot(vm.new_id(), '{source}', '{runner}', vm.new_id())"
+    );
+    assert_eq!(db.text(&ask), "granted, wait true");
+    jump(&mut db, "interval '-1 hour'");
+    let after = db.text(&ask);
+    assert!(after.ends_with("wait true"), "{after}");
+    db.wait_for(&ask, "granted, wait true", SOON);
+}
