@@ -246,9 +246,10 @@ async fn beat(
             }
             // An operator edits it; there is the next round.
             Err(error) if connect::is_locked(&error) => {
-                tracing::debug!("Job Runner: runner {other}: {error}")
+                tracing::debug!("Job Runner: runner {other}: {error}");
             }
-            done => drop(done?),
+            Ok(_) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(true)

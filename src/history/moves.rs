@@ -204,11 +204,14 @@ pub async fn claim_alone(db: &mut PgConnection, runner: Uuid, id: HistoryId) -> 
     let taken = take_alone(&mut *db, runner, id, limited.then_some(lane.id)).await;
     if limited {
         // Refused, or locked for too long: the connection is fine and may serve the next claim.
-        match &taken {
-            Ok(_) => sqlx::raw_sql("commit").execute(&mut *db).await?,
-            Err(sqlx::Error::Database(_)) => sqlx::raw_sql("rollback").execute(&mut *db).await?,
-            Err(_) => Default::default(),
+        let end = match &taken {
+            Ok(_) => Some("commit"),
+            Err(sqlx::Error::Database(_)) => Some("rollback"),
+            Err(_) => None,
         };
+        if let Some(end) = end {
+            sqlx::raw_sql(end).execute(&mut *db).await?;
+        }
     }
     taken?.map_or(Ok(Alone::NoRoom), |row| Ok(Alone::Claimed(Box::new(row.claimed()?))))
 }
