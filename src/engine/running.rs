@@ -88,12 +88,13 @@ impl Run {
 
     /// Tells it to stop. The first cause stands, except that a lost row is lost whatever came before.
     fn stop(&self, cause: StopCause) -> bool {
+        if cause == StopCause::Lost && seeded_bugs::is(Bug::GateIgnoresRunner) {
+            return false; // it goes on, under whatever lease there is
+        }
         let first = self.cause.compare_exchange(0, cause as u8, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if cause == StopCause::Lost {
             self.cause.store(cause as u8, Ordering::Release);
-            if !seeded_bugs::is(Bug::GateIgnoresRunner) {
-                self.over.cancel();
-            }
+            self.over.cancel();
         }
         self.cancel.cancel();
         first
