@@ -82,7 +82,8 @@ impl Watch {
                 _ => Stopwatch { seq: other.seq, since: answered, rounds: 0 },
             };
             let early = seeded_bugs::is(Bug::ReapEarly) && fastrand::f64() < 0.02;
-            if sent.saturating_sub(watch.since) > other.lease && watch.rounds >= 2 || early {
+            let again = watch.rounds >= 2 || seeded_bugs::is(Bug::ReapAfterOwnGap);
+            if sent.saturating_sub(watch.since) > other.lease && again || early {
                 silent.push(other);
             } else if let end = watch.since.saturating_add(other.lease)
                 && watch.rounds > 0
