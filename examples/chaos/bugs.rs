@@ -82,7 +82,7 @@ pub const BUGS: &[SeededBug] = &[
         faults: &[],
         in_daemon: true,
     },
-    daemon("due-time-forgotten", &[Fault::LockTable, Fault::DiskFull]),
+    daemon("due-time-forgotten", &[Fault::LockTable]),
     daemon("cancels-unheard", &[]),
     daemon("commits-although-cancelled", &[]),
     database(
