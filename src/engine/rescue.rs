@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// How often `JobHistory.Progress` follows what jobs say.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -74,7 +75,7 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
             state.hints.wake.notify_one();
         }
         state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
-        state.within(forget_requests_of_the_dead(&mut *db)).await?;
+        state.within(forget_answered_requests(&mut *db, runner)).await?;
         state.within(count_waiting(state, db)).await?;
     }
     Ok(())
@@ -99,11 +100,13 @@ async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Resu
     Ok(())
 }
 
-async fn forget_requests_of_the_dead(db: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+/// Requests to this runner whose rows have ended meanwhile, and those to runners that are gone.
+async fn forget_answered_requests(db: &mut sqlx::PgConnection, runner: Uuid) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "delete from CancelRequest q
-         where not exists (select from Runner r where r.ID = q.RunnerID)
+         where (q.RunnerID = $1 or not exists (select from Runner r where r.ID = q.RunnerID))
            and not exists (select from JobHistory h where h.ID = q.HistoryID and h.StatusID = -1)",
+        runner,
     )
     .execute(db)
     .await
