@@ -120,12 +120,13 @@ async fn write(
         if wake {
             state.hints.wake.notify_one();
         }
-        let missing: Vec<Fence> =
-            left.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.fence).collect();
-        if !missing.is_empty() {
-            drop_lost(state, db, runner, &missing, &mut left).await?;
-        }
+        // Before anything else is asked: whatever fails now, they are written later.
         *batch = left;
+        let missing: Vec<Fence> =
+            batch.iter().filter(|job| job.run.runner == runner).map(|job| job.settlement.fence).collect();
+        if !missing.is_empty() {
+            drop_lost(state, db, runner, &missing, batch).await?;
+        }
     }
     if starts.is_due() || closing {
         starts.write(state, link.get().await?).await?;
