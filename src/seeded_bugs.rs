@@ -27,7 +27,7 @@ pub(crate) enum Bug {
     AutostartUnlocked,
     /// A due schedule is fired without comparing `NextRun`, and nothing makes its rows unique.
     SchedulesUnguarded,
-    /// A due time that could not be served is passed over.
+    /// `NextRun` is moved on in one transaction and the rows are inserted in the next.
     DueTimeForgotten,
     /// Nobody looks for cancel requests.
     CancelsUnheard,
@@ -42,7 +42,7 @@ pub(crate) const fn is(_: Bug) -> bool {
 }
 
 #[cfg(feature = "seeded-bugs")]
-pub(crate) use seeded::{changed, forget_due_time, insert_scheduled, is, settled};
+pub(crate) use seeded::{changed, insert_scheduled, is, settled};
 
 #[cfg(feature = "seeded-bugs")]
 mod seeded {
@@ -125,17 +125,6 @@ mod seeded {
         })
     }
 
-    /// The next few due times of a schedule are passed over. (Crons of the checker have a step of 1, 2 or 3 s.)
-    pub(crate) async fn forget_due_time(
-        db: impl PgExecutor<'_>,
-        schedule: uuid::Uuid,
-    ) -> Result<(), sqlx::Error> {
-        sqlx::query("update JobSchedule set NextRun = NextRun + interval '6 seconds' where ID = $1")
-            .bind(schedule)
-            .execute(db)
-            .await
-            .map(drop)
-    }
     /// Rows of due times, whoever else makes them too.
     pub(crate) async fn insert_scheduled(
         db: impl PgExecutor<'_>,

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Each bug must be noticed within this time.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// One fault after the other: most bugs show when two things meet.
+const PACE: f64 = 0.5;
+
 /// What it takes to make a server and daemons, and to end them.
 const WAY: Duration = Duration::from_secs(10);
 
@@ -19,6 +22,8 @@ pub struct SeededBug {
     pub sql: &'static str,
     /// What it takes to show it.
     pub faults: &'static [Fault],
+    /// Mean seconds between two faults, at most.
+    pub pace: f64,
     /// Whether the daemons must be built with `--features seeded-bugs`.
     pub in_daemon: bool,
 }
@@ -45,11 +50,11 @@ const UNGUARDED: &str = "drop trigger jobhistory_guard on vm.JobHistory;
       when (coalesce(current_setting('rosterd.actor', true), '') <> 'runner') execute function vm.guard_job_history()";
 
 const fn daemon(name: &'static str, faults: &'static [Fault]) -> SeededBug {
-    SeededBug { name, sql: "", faults, in_daemon: true }
+    SeededBug { name, sql: "", faults, pace: PACE, in_daemon: true }
 }
 
 const fn database(name: &'static str, sql: &'static str, faults: &'static [Fault]) -> SeededBug {
-    SeededBug { name, sql, faults, in_daemon: false }
+    SeededBug { name, sql, faults, pace: PACE, in_daemon: false }
 }
 
 /// All of them.
@@ -59,6 +64,7 @@ pub const BUGS: &[SeededBug] = &[
         name: "naive-write",
         sql: UNGUARDED,
         faults: &[Fault::FreezeLong, Fault::ProxyFreeze],
+        pace: PACE,
         in_daemon: true,
     },
     daemon("cancel-ignored-at-settle", &[Fault::FreezeShort]),
@@ -80,9 +86,17 @@ pub const BUGS: &[SeededBug] = &[
         name: "schedules-unguarded",
         sql: "drop index vm.jobhistory_one_row_per_due_date",
         faults: &[],
+        pace: PACE,
         in_daemon: true,
     },
-    daemon("due-time-forgotten", &[Fault::LockTable]),
+    SeededBug {
+        name: "due-time-forgotten",
+        sql: "",
+        faults: &[Fault::LockTable],
+        // A locked table keeps schedules from being made at all, so most of the time it must not be.
+        pace: 2.0,
+        in_daemon: true,
+    },
     daemon("cancels-unheard", &[]),
     daemon("commits-although-cancelled", &[]),
     database(
@@ -137,8 +151,7 @@ pub async fn hunt(options: &Options, bug: &SeededBug) -> Option<(String, f64)> {
         faults: Some(bug.faults.to_vec()),
         hunt: Some(LIMIT),
     };
-    // One fault after the other: the bug shows when two things meet.
-    let options = Options { pace: options.pace.min(0.5), ..options.clone() };
+    let options = Options { pace: options.pace.min(bug.pace), ..options.clone() };
     let report = Box::pin(round::run(&options, plan)).await;
     let first = report.violations.first().filter(|_| began.elapsed() <= LIMIT + WAY)?;
     Some((format!("{}: {}", first.invariant, first.sentence), began.elapsed().as_secs_f64()))

@@ -154,10 +154,6 @@ impl Scheduler {
                         tracing::warn!("Scheduler: schedule {} is tried again: {error}", schedule.id);
                         self.within(sqlx::raw_sql("rollback").execute(&mut db)).await?;
                         held.insert(schedule.id);
-                        #[cfg(feature = "seeded-bugs")]
-                        if seeded_bugs::is(Bug::DueTimeForgotten) {
-                            seeded_bugs::forget_due_time(&mut db, schedule.id).await?;
-                        }
                     }
                     Err(error) => return Err(error),
                 }
@@ -248,6 +244,9 @@ async fn fire(
     .await?;
     if moved.rows_affected() == 0 && !seeded_bugs::is(Bug::SchedulesUnguarded) {
         return Ok(None);
+    }
+    if seeded_bugs::is(Bug::DueTimeForgotten) {
+        sqlx::raw_sql("commit; begin; set local lock_timeout = '500ms'").execute(&mut *db).await?;
     }
     if plan.fire.is_empty() || !schedule.live {
         return Ok(Some(0));

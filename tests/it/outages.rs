@@ -96,23 +96,27 @@ fn jobs_whose_statements_froze_keep_their_attempt_and_all_their_connections_come
     let config = db.config("QueryJob", "MaxInstances", "0");
     let proxy = Proxy::start(upstream());
     let daemon = behind(&proxy, &db, &[SHORT_ANSWER, TWO_CONNECTIONS]);
-    let payload =
-        r#"{"statement": "select pg_sleep(0.3); insert into Mark default values", "transaction": true}"#;
+    // No statement is answered until two were cut off.
+    let mut gate = db.session(rosterd::postgres::connect::Speaker::Operator);
+    gate.exec("select pg_advisory_lock(1)");
+    let payload = r#"{"statement": "select pg_advisory_xact_lock_shared(1); insert into Mark default values",
+        "transaction": true}"#;
     for _ in 0..4 {
         db.insert(&config, payload);
     }
     db.wait_for(
-        "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_sleep%'
-           and application_name = 'rosterd jobs' and state = 'active'",
+        "select count(*) from pg_stat_activity where datname = current_database() and query like '%pg_advisory_xact%'
+           and application_name = 'rosterd jobs' and wait_event_type = 'Lock'",
         "2",
         SOON,
     );
     proxy.set(FROZEN);
     daemon.wait_line(AWAY);
     proxy.set(Mode::Pass);
+    db.wait_for("select sum(Interruptions) >= 2 from JobHistory", "t", SOON);
+    gate.exec("select pg_advisory_unlock(1)");
     db.wait_count(&config, 3, 4);
     assert_eq!(db.text("select count(*) from JobHistory where Attempt = 1 and Crashes = 0"), "4");
-    assert!(db.text("select sum(Interruptions) from JobHistory").parse::<i32>().unwrap() >= 2);
     // Both places still lend, at once: the statements of two jobs overlap.
     let pair = r#"{"statement": "select pg_sleep(1)"}"#;
     let ids = [db.insert(&config, pair), db.insert(&config, pair)];
