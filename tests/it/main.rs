@@ -24,6 +24,7 @@ mod faq;
 mod generic_jobs;
 mod guard;
 mod load;
+mod locked_tables;
 mod logs;
 mod many_runners;
 mod odd_servers;
