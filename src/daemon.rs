@@ -26,6 +26,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
+/// Connections over which shares of sources are asked for.
+const LIMITS_CONNECTIONS: u32 = 2;
 /// The database is looked after this often while it is away and ours.
 const EMBEDDED_CHECK: Duration = Duration::from_secs(1);
 
@@ -129,7 +131,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         missed_grace: settings.schedule.missed_grace(),
         missed_max: settings.schedule.missed_max,
     };
-    let engine = Engine::start(Arc::clone(&state), database, launcher);
+    let engine = Engine::start(Arc::clone(&state), database, open("limits", LIMITS_CONNECTIONS), launcher);
     let autostart = tokio::spawn(autostart_configs(
         options.clone(),
         limits,

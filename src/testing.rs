@@ -26,6 +26,7 @@ pub fn context(
         parent: None,
         due: None,
         started: chrono::Utc::now(),
+        priority: 100,
     };
     let span = tracing::info_span!("job", id = %row.id, job = config.job_struct);
     JobContext::new(ContextParts {

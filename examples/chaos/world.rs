@@ -189,7 +189,7 @@ impl World {
                (select 'Runner ' || count(*) from Runner having count(*) <> {}),
                (select 'Claim ' || count(*) from Claim where Open <> 0 having count(*) > 0),
                (select 'CancelRequest ' || count(*) from CancelRequest having count(*) > 0),
-               (select 'SourceSlot ' || count(*) from SourceSlot having count(*) > 0))",
+               (select 'SourceShare ' || count(*) from SourceShare having count(*) > 0))",
             self.daemons.len()
         );
         let mut drained = None;
@@ -208,7 +208,7 @@ impl World {
                     .ask(
                         "select string_agg(concat_ws(' ', h.ID, h.StatusID, j.Struct, c.MaxInstances, h.Attempt, h.Crashes, h.ThreadID,
                            now() - h.StartedDate, h.Progress), '; '),
-                           (select string_agg(concat_ws(' ', s.RunnerID, now() - s.StartDate), '; ') from SourceSlot s),
+                           (select string_agg(concat_ws(' ', s.RunnerID, s.Slots, s.InFlight, now() - s.Seen), '; ') from SourceShare s),
                            (select string_agg(concat_ws(' ', r.ID, r.PID, r.Running, r.State), '; ') from Runner r),
                            (select count(*)::text from chaos.audit a where a.at > chaos.micros(now() - interval '5 seconds'))
                          from JobHistory h join JobConfig c on c.ID = h.ConfigID join Job j on j.ID = h.JobID

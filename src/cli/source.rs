@@ -22,24 +22,24 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
     let database = Database::open(settings)?;
     block_on(async {
         let mut db = database.session().await?;
-        // Credentials stay where they are: of AuthInfo only these two keys are read. Slots of runners that are
+        // Credentials stay where they are: of AuthInfo only these two keys are read. Shares of runners that are
         // gone count for nothing, as for the limiter.
         let sources = sqlx::query!(
             r#"select s.ID as id, s.Source as source, o.Code as organization, s.Address as address, s.Port as port,
                  s.Active and o.Active as "active!",
                  coalesce((s.AuthInfo ->> 'Delay')::bigint, 0) as "delay!",
                  coalesce((s.AuthInfo ->> 'Concurrency')::int, 10) as "concurrency!",
-                 (select count(*) from SourceSlot k join Runner r on r.ID = k.RunnerID
-                  where k.SourceConfigID = s.ID) as "in_flight!",
-                 (select count(*) from SourceWaiter w
-                  where w.SourceConfigID = s.ID and w.Seen > clock_timestamp() - interval '2 seconds') as "waiting!",
+                 coalesce(x.InFlight, 0) as "in_flight!", coalesce(x.Waiting, 0) as "waiting!",
+                 coalesce(g.Throttle, 1) as "throttle!",
                  case when g.PausedUntil > clock_timestamp() then g.PausedUntil end as paused_until,
-                 nullif(greatest(statement_timestamp(), g.PausedUntil,
-                   g.LastStart + (s.AuthInfo ->> 'Delay')::bigint / 1000 * interval '1 microsecond'),
-                   statement_timestamp()) as next_start
+                 nullif(greatest(statement_timestamp(), g.PausedUntil, g.NextStart), statement_timestamp()) as next_start
                from SourceConfig s
                join Organization o on o.ID = s.OrganizationID
                left join SourceGate g on g.SourceConfigID = s.ID
+               left join lateral (
+                 select sum(x.InFlight) as InFlight, sum(x.Waiting) as Waiting
+                 from SourceShare x join Runner r on r.ID = x.RunnerID
+                 where x.SourceConfigID = s.ID) x on true
                order by o.Code, s.Source, s.ID"#
         )
         .fetch_all(&mut db)
@@ -52,7 +52,7 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
                         "id": s.id, "source": s.source, "organization": s.organization,
                         "address": without_password(&s.address), "port": s.port, "active": s.active,
                         "delay_ns": s.delay, "concurrency": s.concurrency, "in_flight": s.in_flight,
-                        "runners_waiting": s.waiting, "next_start": s.next_start, "paused_until": s.paused_until,
+                        "waiting": s.waiting, "throttle": s.throttle, "next_start": s.next_start, "paused_until": s.paused_until,
                     })
                 })
                 .collect();
@@ -75,6 +75,7 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
                 },
                 format!("{}/{}", s.in_flight, s.concurrency),
                 s.waiting.to_string(),
+                format!("{:.0} %", s.throttle * 100.0),
                 time(s.next_start),
                 time(s.paused_until),
             ]
@@ -86,6 +87,7 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
             "DELAY",
             "IN FLIGHT",
             "WAITING",
+            "RATE",
             "NEXT START (UTC)",
             "PAUSED UNTIL",
         ];

@@ -2,29 +2,34 @@
 //! time and size.
 
 use super::address::{base_url, credentials};
+use super::transport::{Transport, TransportError};
 use crate::config::SourcesSection;
 use crate::config_rows::SourceConfig;
 use crate::connectors::net::{AddressPolicy, AddressRefused};
 use crate::history::HistoryId;
-use crate::limits::{LimitError, SourceLimiter};
+use crate::limits::{CallPermit, LimitError, SourceLimiter};
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Method, StatusCode, Url};
+use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use http::{Method, StatusCode};
 use std::net::IpAddr;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 /// Calls one source on behalf of one run. Follows no redirects and uses no proxy.
 #[derive(Debug, Clone)]
 pub struct SourceClient {
     source: SourceConfig,
     base: Url,
-    http: reqwest::Client,
+    transport: Transport,
+    /// Credentials, and who is calling.
+    headers: HeaderMap,
+    request_timeout: Duration,
     limiter: SourceLimiter,
     history: HistoryId,
     cancel: CancellationToken,
-    response_max_bytes: usize,
 }
 
 /// One call.
@@ -159,26 +164,25 @@ impl SourceClient {
         headers.insert(HeaderName::from_static("x-rosterd-job"), id);
         install_crypto();
         let policy = AddressPolicy::new(settings.allow_private.clone());
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("rosterd/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .retry(reqwest::retry::never())
-            .dns_resolver(policy.clone())
-            .connect_timeout(Duration::from_secs_f64(settings.connect_timeout_seconds))
-            .timeout(Duration::from_secs_f64(settings.request_timeout_seconds));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("rosterd/", env!("CARGO_PKG_VERSION"))));
         // A machine without root certificates can still speak plain HTTP.
-        let http = if base.scheme() == "http" { http.tls_certs_only([]) } else { http };
+        let tls = if base.scheme() == "http" { None } else { Some(tls_settings().map_err(problem)?) };
+        let transport = Transport::new(
+            policy.clone(),
+            tls,
+            Duration::from_secs_f64(settings.connect_timeout_seconds),
+            Duration::from_secs_f64(settings.request_timeout_seconds),
+            settings.response_max_bytes,
+        );
         let client = Self {
             source: source.clone(),
-            http: http.build().map_err(|e| problem(chain(&e)))?,
+            transport,
+            headers,
+            request_timeout: Duration::from_secs_f64(settings.request_timeout_seconds),
             base,
             limiter,
             history,
             cancel,
-            response_max_bytes: settings.response_max_bytes,
         };
         // An IP address is connected to without asking the resolver.
         if let Ok(address) = client.host().parse::<IpAddr>() {
@@ -202,48 +206,56 @@ impl SourceClient {
     pub async fn call(&self, call: Call) -> Result<Answer, ClientError> {
         let url = self.url(&call)?;
         let name = self.source.auth.mask(&format!("{} {}{}", call.method, self.base.authority(), url.path()));
-        let mut request = self.http.request(call.method, url).headers(call.headers);
-        if let Some(body) = call.body {
-            request = request.body(body);
-        }
-        let mut permit = self.limiter.acquire(&self.source, self.history, &self.cancel).await?;
-        permit.in_doubt(true);
-        let answer = tokio::select! {
+        let mut request = http::Request::new(Bytes::from(call.body.unwrap_or_default()));
+        *request.method_mut() = call.method;
+        *request.uri_mut() = url.as_str().parse().map_err(|e| ClientError::Call(format!("{e}")))?;
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().extend(call.headers);
+        let permit = self.limiter.reserve(&self.source, self.history, &self.cancel).await?;
+        // A call that has begun runs to its end, whoever waits for it: the source is busy with it until then.
+        let wanted = self.cancel.child_token();
+        let _until_dropped = wanted.clone().drop_guard();
+        let exchange = tokio::spawn(self.clone().exchange(request, permit, wanted));
+        tokio::select! {
             biased;
-            () = self.cancel.cancelled() => return Err(ClientError::Cancelled { call: name }),
-            answer = self.send(request) => answer.map_err(|error| self.explain(&error, name))?,
-        };
-        permit.in_doubt(answer.truncated);
-        if let Some(pause) = pause_wanted(&answer) {
-            tracing::info!(source = %self.source.id, seconds = pause.as_secs(), "the source asks for a pause");
-            if let Err(error) = self.limiter.pause(self.source.id, pause).await {
-                tracing::warn!(%error, source = %self.source.id, "failed to pause the source for other runners");
-            }
+            () = self.cancel.cancelled() => Err(ClientError::Cancelled { call: name }),
+            answer = exchange => match answer {
+                Ok(answer) => answer.map_err(|error| self.explain(error, name)),
+                Err(error) => Err(ClientError::Transport { call: name, problem: error.to_string() }),
+            },
         }
-        Ok(Answer { concurrency: permit.concurrency(), ..answer })
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    async fn exchange(
+        self,
+        request: http::Request<Bytes>,
+        mut permit: CallPermit,
+        wanted: CancellationToken,
+    ) -> Result<Answer, TransportError> {
         let started = Instant::now();
-        let mut response = request.send().await?;
-        let mut body = Vec::new();
-        let mut truncated = false;
-        while let Some(chunk) = response.chunk().await? {
-            let room = self.response_max_bytes - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() > room {
-                truncated = true;
-                break;
-            }
-        }
-        Ok(Answer {
-            status: response.status(),
-            headers: response.headers().clone(),
-            body,
-            truncated,
+        let received = self.transport.send(request, &mut permit, wanted);
+        let received = tokio::time::timeout(self.request_timeout, received)
+            .await
+            .map_err(|_| TransportError::ReadTimeout)??;
+        let (head, body) = received.into_parts();
+        let answer = Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.bytes.into(),
+            truncated: body.truncated,
             duration: started.elapsed(),
-            concurrency: 0,
-        })
+            concurrency: permit.concurrency(),
+        };
+        if let Some(pause) = pause_wanted(&answer) {
+            let halve = answer.status == StatusCode::TOO_MANY_REQUESTS;
+            tracing::info!(source = %self.source.id, seconds = pause.as_secs(), "the source asks for a pause");
+            if let Err(error) = self.limiter.pause(self.source.id, pause, halve).await {
+                tracing::warn!(%error, source = %self.source.id, "failed to pause the source for other runners");
+            }
+        } else {
+            permit.answered();
+        }
+        Ok(answer)
     }
 
     fn url(&self, call: &Call) -> Result<Url, ClientError> {
@@ -270,16 +282,32 @@ impl SourceClient {
         Ok(url)
     }
 
-    fn explain(&self, error: &reqwest::Error, call: String) -> ClientError {
-        if let Some(reason) = refusal(error) {
-            ClientError::Refused { host: self.host().to_owned(), reason }
-        } else if error.is_timeout() {
-            let key = if error.is_connect() { "connect_timeout_seconds" } else { "request_timeout_seconds" };
-            ClientError::Timeout { call, key }
-        } else {
-            ClientError::Transport { call, problem: self.source.auth.mask(&chain(error)) }
+    fn explain(&self, error: TransportError, call: String) -> ClientError {
+        match error {
+            TransportError::Refused(reason) => ClientError::Refused { host: self.host().to_owned(), reason },
+            TransportError::Limit(error) => ClientError::Limit(error),
+            TransportError::NotWanted => ClientError::Cancelled { call },
+            TransportError::ConnectTimeout => ClientError::Timeout { call, key: "connect_timeout_seconds" },
+            TransportError::ReadTimeout => ClientError::Timeout { call, key: "request_timeout_seconds" },
+            TransportError::Request(problem) => ClientError::Call(self.source.auth.mask(&problem)),
+            error @ (TransportError::Connect(_) | TransportError::Broken(_)) => {
+                let problem = self.source.auth.mask(&format!("{:#}", anyhow::Error::from(error)));
+                ClientError::Transport { call, problem }
+            }
         }
     }
+}
+
+/// With the root certificates of this machine.
+fn tls_settings() -> Result<Arc<rustls::ClientConfig>, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        return Err("no root certificates were found on this machine".to_owned());
+    }
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 /// The TLS implementation every connection of this process uses. Safe to call any number of times.
@@ -302,38 +330,6 @@ fn pause_wanted(answer: &Answer) -> Option<Duration> {
     // By the source's own clock, where it tells.
     let now = answer.headers.get(reqwest::header::DATE).and_then(|now| date(now.to_str().ok()?));
     date(text)?.signed_duration_since(now.unwrap_or_else(Utc::now)).to_std().ok()
-}
-
-/// An error with its causes, without the URL, whose query may hold anything.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = match () {
-        () if error.is_connect() => "no connection".to_owned(),
-        () if error.is_builder() => "the HTTP client cannot be set up".to_owned(),
-        () => "the connection broke".to_owned(),
-    };
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// The refusal of the resolver among the causes.
-fn refusal(error: &reqwest::Error) -> Option<AddressRefused> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<AddressRefused>()) {
-            return Some(refused.clone());
-        }
-        cause = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod address;
 pub mod client;
 pub mod net;
+mod transport;
 
 pub use client::{Answer, Call, ClientError, SourceClient};
 pub use net::{AddressPolicy, AddressRefused};

@@ -41,7 +41,7 @@ pub(crate) async fn run(
 
     let lifeline = Arc::new(Lifeline::default());
     let open = |name, most| Database::following(Arc::clone(&lifeline), &options, name, most, limits);
-    let database = open("jobs", settings.database.max_connections);
+    let (database, limits_database) = (open("jobs", settings.database.max_connections), open("limits", 1));
     let log_database = open("logs", 1);
     let logs_stop = CancellationToken::new();
     let logs = tokio::spawn(write_logs(log_lines, log_database, logs_stop.clone()));
@@ -57,7 +57,7 @@ pub(crate) async fn run(
         control: Handle::current(),
         jobs_runtime,
     }));
-    let engine = Engine::start(state, database, None);
+    let engine = Engine::start(state, database, limits_database, None);
     tokio::select! {
         () = errand.done.cancelled() => {}
         () = signals.stop.cancelled() => {}

@@ -44,6 +44,7 @@ pub(crate) fn dispatch(
                 parent: claimed.parent,
                 due: claimed.due,
                 started: claimed.started,
+                priority: claimed.priority,
             },
             run,
             config,

@@ -59,7 +59,7 @@ impl Executor {
     /// Calls of the runs it starts count for this runner from now on.
     pub(crate) fn claim_as(&mut self, runner: Uuid) {
         if self.limiter.runner() != runner {
-            self.limiter = SourceLimiter::new(self.database.clone(), runner);
+            self.limiter = self.limiter.registered_as(runner);
         }
     }
 
@@ -81,13 +81,13 @@ impl Executor {
         let span = run.span.clone();
         let gate = EffectGate::new(Arc::clone(&self.lease), run.runner, run.over.clone());
         let ctx = JobContext::new(ContextParts {
+            limiter: self.limiter.for_run(gate.clone(), row.priority),
             row,
             fence: run.fence,
             runner: run.runner,
             config,
             settings: Arc::clone(&self.settings),
             database: self.database.clone(),
-            limiter: self.limiter.behind(gate.clone()),
             gate,
             cancel: run.cancel.clone(),
             progress: Arc::clone(&self.progress),

@@ -33,7 +33,7 @@ use state::EngineState;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,7 @@ impl Engine {
     pub(crate) fn start(
         state: Arc<EngineState>,
         database: Database,
+        limits_database: Database,
         launcher: Option<alone::Launcher>,
     ) -> Self {
         let claiming = CancellationToken::new();
@@ -70,10 +71,11 @@ impl Engine {
         let reporting = CancellationToken::new();
         let pulsing = CancellationToken::new();
         let (finished, reports) = mpsc::unbounded_channel();
+        // It gets its name at the first claim, when there is a Runner row.
+        let limiter = SourceLimiter::new(limits_database, uuid::Uuid::nil());
         let executor = Executor {
             settings: Arc::clone(&state.settings),
-            // Replaced at the first claim, when there is a Runner row.
-            limiter: SourceLimiter::new(database.clone(), uuid::Uuid::nil()),
+            limiter: limiter.clone(),
             database,
             lease: Arc::clone(&state.lease),
             progress: Arc::clone(&state.progress),
@@ -97,6 +99,7 @@ impl Engine {
             carers: vec![
                 spawn.spawn(rescue::run(Arc::clone(&state), caring.clone())),
                 spawn.spawn(watch(Arc::clone(&state), executor, caring.clone())),
+                spawn.spawn(follow_sources(limiter, state.hints.clone(), caring.clone())),
                 spawn.spawn(listen::run(
                     state.options.clone(),
                     state.limits,
@@ -209,5 +212,22 @@ async fn watch(state: Arc<EngineState>, executor: Executor, stop: CancellationTo
             }
         }
         give_up_if_exhausted(&state);
+    }
+}
+
+/// Tells the limiter what the listener hears of sources.
+async fn follow_sources(limiter: SourceLimiter, hints: listen::Hints, stop: CancellationToken) {
+    let mut heard = hints.source.subscribe();
+    loop {
+        let source = tokio::select! {
+            () = stop.cancelled() => return,
+            source = heard.recv() => source,
+        };
+        match source {
+            Ok(source) => limiter.hint(source),
+            // Too many at once to be told one by one.
+            Err(broadcast::error::RecvError::Lagged(_)) => limiter.hint(None),
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
     }
 }

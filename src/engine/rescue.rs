@@ -76,6 +76,7 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
         }
         state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
         state.within(forget_answered_requests(&mut *db, runner)).await?;
+        state.within(forget_shares_of_the_dead(&mut *db)).await?;
         state.within(count_waiting(state, db)).await?;
     }
     Ok(())
@@ -86,7 +87,7 @@ async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Resu
     let counts = sqlx::query!(
         r#"select (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
              (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
-                or exists (select from SourceWaiter w where w.SourceConfigID = g.SourceConfigID)) as "limited!",
+                or exists (select from SourceShare x where x.SourceConfigID = g.SourceConfigID and (x.Waiting > 0 or x.StartSince is not null))) as "limited!",
              exists (select from JobHistory h where h.Ready and h.Crashes >= 2) as "suspects!""#,
     )
     .fetch_one(db)
@@ -98,6 +99,14 @@ async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Resu
         state.suspects.notify_one();
     }
     Ok(())
+}
+
+/// They count for nothing; this only keeps the table small.
+async fn forget_shares_of_the_dead(db: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("delete from SourceShare x where not exists (select from Runner r where r.ID = x.RunnerID)")
+        .execute(db)
+        .await
+        .map(drop)
 }
 
 /// Requests to this runner whose rows have ended meanwhile, and those to runners that are gone.

@@ -80,6 +80,8 @@ pub struct ClaimedJob {
     pub due: Option<DateTime<Utc>>,
     /// When it was claimed, by the database's clock.
     pub started: DateTime<Utc>,
+    /// `JobHistory.Priority`.
+    pub priority: i32,
     /// Seconds between the moment it could have started and now.
     pub waited_seconds: f64,
 }

@@ -273,6 +273,7 @@ impl TakenRow {
             parent: self.parent.map(HistoryId),
             due: self.due,
             started: self.started,
+            priority: self.priority,
             waited_seconds: self.waited_seconds,
         })
     }

@@ -29,6 +29,8 @@ pub struct JobRow {
     pub due: Option<DateTime<Utc>>,
     /// When this run started, by the database's clock.
     pub started: DateTime<Utc>,
+    /// Lower runs earlier, and its calls to a source go before those of higher numbers.
+    pub priority: i32,
 }
 
 /// A run's view of the world. Cheap to clone; every clone is of the same run.

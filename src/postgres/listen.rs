@@ -10,16 +10,19 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Something to claim, or a schedule that changed.
 pub const WAKE: &str = "rosterd_wake";
+/// A source was edited or paused, or a runner waits for a share of it.
+pub const SOURCE: &str = "rosterd_source";
 /// An operator cancelled a row in progress.
 pub const CANCEL: &str = "rosterd_cancel";
 
 /// Whom a hint wakes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Hints {
     /// The claim loop.
     pub wake: Arc<Notify>,
@@ -27,6 +30,19 @@ pub struct Hints {
     pub cancel: Arc<Notify>,
     /// The schedule loop.
     pub schedule: Arc<Notify>,
+    /// Whoever deals out calls to sources: the one that changed, or all of them.
+    pub source: broadcast::Sender<Option<Uuid>>,
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self {
+            wake: Arc::default(),
+            cancel: Arc::default(),
+            schedule: Arc::default(),
+            source: broadcast::Sender::new(1000),
+        }
+    }
 }
 
 impl Hints {
@@ -35,6 +51,12 @@ impl Hints {
         self.wake.notify_one();
         self.cancel.notify_one();
         self.schedule.notify_one();
+        self.source(None);
+    }
+
+    fn source(&self, source: Option<Uuid>) {
+        // Nobody listens before the engine has started.
+        let _ = self.source.send(source);
     }
 }
 
@@ -105,6 +127,9 @@ impl Life {
         loop {
             match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
                 Ok(Ok(Some(hint))) if hint.channel() == CANCEL => self.hints.cancel.notify_one(),
+                Ok(Ok(Some(hint))) if hint.channel() == SOURCE => {
+                    self.hints.source(hint.payload().parse().ok())
+                }
                 Ok(Ok(Some(hint))) => {
                     self.hints.wake.notify_one();
                     if hint.payload() == "schedule" {
@@ -131,7 +156,7 @@ impl Life {
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
         listener.ignore_pool_close_event(true);
-        listener.listen_all([WAKE, CANCEL]).await?;
+        listener.listen_all([WAKE, CANCEL, SOURCE]).await?;
         Ok(listener)
     }
 }

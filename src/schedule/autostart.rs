@@ -45,6 +45,10 @@ pub async fn run(db: &mut PgConnection, served: &[Uuid]) -> Result<AutoStarted, 
     )
     .fetch_one(&mut *db)
     .await?;
+    if seeded_bugs::is(Bug::AutostartUnlocked) {
+        // Daemons seldom start within the same millisecond.
+        sqlx::query("select pg_sleep(0.2)").execute(&mut *db).await?;
+    }
     sqlx::raw_sql("commit").execute(&mut *db).await?;
     let already_live = configs.into_iter().filter(|id| !started.contains(id)).collect();
     Ok(AutoStarted { started, already_live, more })

@@ -658,11 +658,12 @@ fn source_limits_shows_delay_concurrency_and_calls_in_flight_but_no_credentials(
         "insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers)
          values ('00000000-0000-0000-0000-000000000001', 'here', 1, '0', 60, 1)",
     );
-    db.exec(&format!("insert into SourceGate values ('{source}', now(), now() + interval '1 hour')"));
-    for runner in [1, 1, 2] {
-        // The last one's runner is gone: its call counts for nothing.
+    db.exec(&format!("select vm.push_back_source('{source}', 3600, true)"));
+    for runner in [1, 2] {
+        // The last one's runner is gone: its calls count for nothing.
         db.exec(&format!(
-            "insert into SourceSlot values (new_id(), '{source}', '00000000-0000-0000-0000-00000000000{runner}', new_id(), now())"
+            "insert into SourceShare (SourceConfigID, RunnerID, Slots, InFlight)
+             values ('{source}', '00000000-0000-0000-0000-00000000000{runner}', 4, 2)"
         ));
     }
     on(&db, &["source", "limits"]).with(0).shows(&[

@@ -100,7 +100,7 @@ async fn edit_auth(pool: &Database, source: &SourceConfig, auth: Value) {
 }
 
 async fn slots(pool: &Database, source: &SourceConfig) -> i64 {
-    sqlx::query_scalar("select count(*) from vm.SourceSlot where SourceConfigID = $1")
+    sqlx::query_scalar("select coalesce(sum(InFlight), 0) from vm.SourceShare where SourceConfigID = $1")
         .bind(source.id)
         .fetch_one(pool)
         .await
@@ -327,7 +327,7 @@ async fn an_edit_of_delay_acts_on_waiting_calls_within_a_second() {
         async move { take(&limiter, &source).await }
     });
     until("it waits", async || {
-        sqlx::query_scalar("select exists (select from vm.SourceWaiter where SourceConfigID = $1)")
+        sqlx::query_scalar("select exists (select from vm.SourceShare where SourceConfigID = $1 and (Waiting > 0 or StartSince is not null))")
             .bind(source.id)
             .fetch_one(&pool)
             .await
@@ -381,7 +381,7 @@ async fn a_cancelled_waiter_returns_at_once_and_leaves_nothing_behind() {
         async move { limiter.acquire(&source, HistoryId(Uuid::now_v7()), &cancel).await }
     });
     until("it waits", async || {
-        sqlx::query_scalar("select exists (select from vm.SourceWaiter where SourceConfigID = $1)")
+        sqlx::query_scalar("select exists (select from vm.SourceShare where SourceConfigID = $1 and (Waiting > 0 or StartSince is not null))")
             .bind(source.id)
             .fetch_one(&pool)
             .await
@@ -527,7 +527,7 @@ async fn a_429_with_retry_after_pauses_the_source_for_every_runner() {
     assert!(api.gaps()[0] >= Duration::from_secs(1), "{:?}", api.gaps());
     // Another runner.
     let source = bench.config.in_source.as_ref().unwrap();
-    bench.limiter.pause(source.id, Duration::from_secs(1)).await.unwrap();
+    bench.limiter.pause(source.id, Duration::from_secs(1), true).await.unwrap();
     let begun = Instant::now();
     take(&runner(&bench.pool).await, source).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(950), "{:?}", begun.elapsed());

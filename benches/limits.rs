@@ -1,0 +1,383 @@
+//! How exactly, how fast and how fairly sources are called: the figures of docs/BENCHMARKS.md about limits. Run with
+//! `cargo bench --bench limits`; `-- --write` puts the table into docs/BENCHMARKS.md.
+//!
+//! A durable private PostgreSQL, three real daemons that are killed, `HttpJob`s and an API whose kernel stamps each
+//! call when it arrives.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "it measures")]
+
+#[path = "../tests/it/support/stamping_api.rs"]
+mod stamping_api;
+
+use anyhow::{Context, Result, ensure};
+use rosterd::config_rows::{AuthInfo, SourceConfig};
+use rosterd::history::HistoryId;
+use rosterd::limits::SourceLimiter;
+use rosterd::postgres::connect::Limits;
+use rosterd::postgres::database::Database;
+use rosterd::postgres::embedded::{EmbeddedOptions, EmbeddedPostgres};
+use sqlx::{Connection, PgConnection};
+use stamping_api::{Arrival, StampingApi};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const DAEMONS: usize = 3;
+/// An edit must act within this time, so the looser of both rules counts that long.
+const EDIT_ACTS: Duration = Duration::from_secs(1);
+const CALLS: usize = 100_000;
+
+/// Delay in milliseconds, Concurrency, and how long the API takes for a call, in milliseconds.
+const SOURCES: [(f64, usize, u64); 20] = [
+    (0.0, 1, 20),
+    (0.0, 2, 30),
+    (0.0, 4, 30),
+    (0.0, 8, 50),
+    (0.0, 3, 20),
+    (5.0, 4, 5),
+    (5.0, 8, 10),
+    (5.0, 16, 50),
+    (5.0, 2, 4),
+    (7.5, 4, 10),
+    (10.0, 4, 10),
+    (10.0, 1, 2),
+    (10.0, 10, 50),
+    (20.0, 2, 10),
+    (20.0, 4, 30),
+    (50.0, 1, 10),
+    (50.0, 3, 50),
+    (100.0, 1, 20),
+    (100.0, 2, 100),
+    (250.0, 2, 100),
+];
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("run") {
+        return rosterd::run(rosterd::jobs::built_in());
+    }
+    let runtime = tokio::runtime::Runtime::new().context("failed to start a runtime");
+    match runtime.and_then(|runtime| measure(&runtime)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let server = EmbeddedPostgres::start(&EmbeddedOptions::new(folder.path()))?;
+    let api = StampingApi::start()?;
+    let mut bench = Bench { server, api, folder: folder.path().to_owned() };
+    let mut lines = Vec::new();
+    if std::env::var_os("FLEET").is_none() {
+        lines.extend(bench.alone(runtime)?);
+        lines.extend(bench.without_delay(runtime)?);
+    }
+    lines.extend(bench.fleet(runtime)?);
+    for (what, figure) in &lines {
+        println!("{what}: {figure}");
+    }
+    Ok(())
+}
+
+struct Bench {
+    server: EmbeddedPostgres,
+    api: StampingApi,
+    folder: std::path::PathBuf,
+}
+
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+type Lines = Vec<(String, String)>;
+
+impl Bench {
+    fn daemon(&self, n: usize, workers: usize) -> Result<Daemon> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join(format!("daemon-{n}.log")))?;
+        let child = Command::new(std::env::current_exe()?)
+            .args(["run", "--listen", "off"])
+            .env("DATABASE_URL", self.server.url())
+            .env("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8")
+            .env("ROSTERD__ENGINE__WORKERS", workers.to_string())
+            .env("ROSTERD__ENGINE__LEASE_SECONDS", "3")
+            .env("ROSTERD__ENGINE__HEARTBEAT_SECONDS", "0.5")
+            .stdin(Stdio::null())
+            .stderr(log.try_clone()?)
+            .stdout(log)
+            .spawn()?;
+        Ok(Daemon(child))
+    }
+
+    async fn session(&self) -> Result<PgConnection> {
+        Ok(PgConnection::connect_with(&self.server.connect_options()).await?)
+    }
+
+    /// A source of the API, and a configuration of `HttpJob` for it.
+    async fn source(
+        &self,
+        db: &mut PgConnection,
+        name: &str,
+        delay: f64,
+        concurrency: usize,
+        millis: u64,
+    ) -> Result<Uuid> {
+        let source = sqlx::query_scalar(
+            "with o as (insert into vm.Organization (Code) values ($1) returning ID),
+               s as (insert into vm.SourceConfig (Source, OrganizationID, Address, AuthInfo)
+                 select 'HTTP', o.ID, $2, jsonb_build_object('Delay', $3::bigint, 'Concurrency', $4::int) from o returning ID),
+               c as (insert into vm.JobConfig (JobID, OrganizationID, DataInSourceConfigID, MaxInstances, Payload)
+                 select j.ID, o.ID, s.ID, 0, jsonb_build_object('path', $5::text, 'repeat', 1000000)
+                 from o, s, vm.Job j where j.Struct = 'HttpJob' returning ID)
+             select ID from s, (select 1 from c) x",
+        )
+        .bind(name)
+        .bind(format!("http://{}", self.api.address))
+        .bind((delay * 1e6) as i64)
+        .bind(i32::try_from(concurrency)?)
+        .bind(format!("/{name}?millis={millis}"))
+        .fetch_one(db)
+        .await?;
+        Ok(source)
+    }
+
+    async fn queue(&self, db: &mut PgConnection, like: &str) -> Result<()> {
+        sqlx::query(
+            "insert into vm.JobHistory (ConfigID, StatusID)
+             select c.ID, 1 from vm.JobConfig c join vm.Organization o on o.ID = c.OrganizationID where o.Code like $1 order by o.Code",
+        )
+        .bind(like)
+        .execute(db)
+        .await?;
+        Ok(())
+    }
+
+    async fn cancel_all(&self, db: &mut PgConnection) -> Result<()> {
+        sqlx::query("update vm.JobHistory set StatusID = -1 where StatusID in (1, 2)")
+            .execute(&mut *db)
+            .await?;
+        while sqlx::query_scalar::<_, i64>("select count(*) from vm.JobHistory where StatusID in (1, 2, -1)")
+            .fetch_one(&mut *db)
+            .await?
+            > 0
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn ready(&self, db: &mut PgConnection, daemons: i64) -> Result<()> {
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let alive =
+                sqlx::query_scalar::<_, i64>("select count(*) from vm.Runner").fetch_one(&mut *db).await;
+            if alive.is_ok_and(|n| n >= daemons) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < until, "the daemons did not come up");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// One runner, a millisecond apart.
+    fn alone(&mut self, runtime: &tokio::runtime::Runtime) -> Result<Lines> {
+        runtime.block_on(async {
+            let daemon = self.daemon(0, 10)?;
+            let mut db = self.session().await?;
+            self.ready(&mut db, 1).await?;
+            self.source(&mut db, "alone", 1.0, 64, 20).await?;
+            self.queue(&mut db, "alone").await?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let (from, measured) = (now(), Duration::from_secs(8));
+            tokio::time::sleep(measured).await;
+            self.cancel_all(&mut db).await?;
+            drop(daemon);
+            let arrivals = self.api.arrivals("alone");
+            let inside: Vec<_> = arrivals.iter().filter(|a| a.at >= from && a.at < from + measured).collect();
+            let rate = inside.len() as f64 / measured.as_secs_f64() / 1000.0;
+            let least = least_gap(&arrivals);
+            let most = arrivals.iter().map(|a| a.in_flight).max().unwrap_or(0);
+            Ok(vec![(
+                "one runner, Delay 1 ms, Concurrency 64".to_owned(),
+                format!(
+                    "{:.1} % of the allowed rate, least gap {least:?}, at most {most} in flight",
+                    rate * 100.0
+                ),
+            )])
+        })
+    }
+
+    /// What a grant costs where there is no Delay.
+    fn without_delay(&mut self, runtime: &tokio::runtime::Runtime) -> Result<Lines> {
+        runtime.block_on(async {
+            let mut db = self.session().await?;
+            let id = self.source(&mut db, "free", 0.0, 10, 0).await?;
+            let limits = Limits { connect: EDIT_ACTS * 5, statement: EDIT_ACTS * 30, answer: EDIT_ACTS * 3 };
+            let database = Database::new(&self.server.connect_options(), "bench", 4, limits);
+            let runner = Uuid::now_v7();
+            sqlx::query("insert into vm.Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ($1, 'bench', 1, '0', 20, 10)")
+                .bind(runner)
+                .execute(&mut db)
+                .await?;
+            let limiter = SourceLimiter::new(database, runner);
+            let source = source_row(id);
+            let cancel = CancellationToken::new();
+            let mut times = Vec::new();
+            for _ in 0..20_000 {
+                let began = Instant::now();
+                drop(limiter.acquire(&source, HistoryId(Uuid::nil()), &cancel).await?);
+                times.push(began.elapsed());
+            }
+            times.sort_unstable();
+            sqlx::query("delete from vm.Runner where ID = $1").bind(runner).execute(&mut db).await?;
+            Ok(vec![(
+                "a permit of a source without Delay".to_owned(),
+                format!("p50 {:?}, p99 {:?}, the first {:?}", times[10_000], times[19_800], times[19_999]),
+            )])
+        })
+    }
+
+    /// Three runners and twenty sources; then the same with kills and edits.
+    fn fleet(&mut self, runtime: &tokio::runtime::Runtime) -> Result<Lines> {
+        runtime.block_on(async {
+            let mut daemons: Vec<_> = (0..DAEMONS).map(|n| self.daemon(n, SOURCES.len())).collect::<Result<_>>()?;
+            let mut db = self.session().await?;
+            self.ready(&mut db, DAEMONS as i64).await?;
+            let mut rules = Vec::new();
+            for (n, (delay, concurrency, millis)) in SOURCES.into_iter().enumerate() {
+                let name = format!("fleet{n:02}");
+                let id = self.source(&mut db, &name, delay, concurrency, millis).await?;
+                rules.push(Rules { name, id, over_time: vec![(Duration::ZERO, delay, concurrency)] });
+            }
+            for _ in 0..DAEMONS {
+                self.queue(&mut db, "fleet%").await?;
+            }
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let (from, steady) = (now(), Duration::from_secs(15));
+            tokio::time::sleep(steady).await;
+            let mut rates = Vec::new();
+            for (rule, (delay, concurrency, millis)) in rules.iter().zip(SOURCES) {
+                let calls = self.api.arrivals(&rule.name).iter().filter(|a| a.at >= from && a.at < from + steady).count();
+                if delay >= 5.0 {
+                    // What Concurrency allows beside Delay.
+                    let allowed = (1000.0 / delay).min(concurrency as f64 * 1000.0 / millis as f64) * steady.as_secs_f64();
+                    println!("  {} Delay {delay} ms, Concurrency {concurrency}, {millis} ms: {:.3}", rule.name, calls as f64 / allowed);
+                    if concurrency as f64 * delay > 1.5 * millis as f64 {
+                        rates.push(calls as f64 / allowed);
+                    }
+                }
+            }
+            rates.sort_unstable_by(f64::total_cmp);
+            let mut kills = 0;
+            let mut edits = 0;
+            let mut random = fastrand::Rng::with_seed(4);
+            while self.api.calls() < CALLS || kills < 5 {
+                tokio::time::sleep(Duration::from_millis(random.u64(500..1500))).await;
+                if random.u32(0..4) == 0 {
+                    let n = random.usize(0..DAEMONS);
+                    drop(std::mem::replace(&mut daemons[n], self.daemon(n, SOURCES.len())?));
+                    kills += 1;
+                } else {
+                    let rule = &mut rules[random.usize(0..SOURCES.len())];
+                    let (_, delay, concurrency) = *rule.over_time.last().unwrap();
+                    let (delay, concurrency) = if random.bool() {
+                        ((delay * [0.5, 2.0][random.usize(0..2)]).clamp(if delay > 0.0 { 5.0 } else { 0.0 }, 300.0), concurrency)
+                    } else {
+                        (delay, random.usize(1..12))
+                    };
+                    sqlx::query(
+                        "update vm.SourceConfig set AuthInfo = AuthInfo || jsonb_build_object('Delay', $2::bigint, 'Concurrency', $3::int) where ID = $1",
+                    )
+                    .bind(rule.id)
+                    .bind((delay * 1e6) as i64)
+                    .bind(i32::try_from(concurrency)?)
+                    .execute(&mut db)
+                    .await?;
+                    rule.over_time.push((now(), delay, concurrency));
+                    edits += 1;
+                }
+            }
+            self.cancel_all(&mut db).await?;
+            drop(daemons);
+            let calls: usize = rules.iter().map(|rule| self.api.arrivals(&rule.name).len()).sum();
+            let mut breaches = (0, 0);
+            let mut worst = 0.0_f64;
+            for rule in &rules {
+                let arrivals = self.api.arrivals(&rule.name);
+                for pair in arrivals.windows(2) {
+                    let (delay, _) = rule.at(pair[1].at);
+                    let gap = (pair[1].at - pair[0].at).as_secs_f64() * 1000.0;
+                    if gap < delay {
+                        breaches.0 += 1;
+                        worst = worst.max(delay - gap);
+                        println!("  breach: {} gap {gap:.3} ms of {delay} ms", rule.name);
+                    }
+                }
+                breaches.1 += arrivals.iter().filter(|a| a.in_flight > rule.at(a.at).1).count();
+            }
+            Ok(vec![
+                ("three runners, twenty sources".to_owned(), format!("{calls} calls, {kills} kills, {edits} edits")),
+                ("gaps shorter than Delay".to_owned(), format!("{} (at most {worst:.3} ms)", breaches.0)),
+                ("calls in flight beyond Concurrency".to_owned(), breaches.1.to_string()),
+                (
+                    "achieved of the allowed rate, Delay of 5 ms and more".to_owned(),
+                    format!("least {:.3}, median {:.3}", rates[0], rates[rates.len() / 2]),
+                ),
+            ])
+        })
+    }
+}
+
+/// What a source allows, and since when.
+struct Rules {
+    name: String,
+    id: Uuid,
+    over_time: Vec<(Duration, f64, usize)>,
+}
+
+impl Rules {
+    /// The loosest rule of the last second.
+    fn at(&self, at: Duration) -> (f64, usize) {
+        let mut found = (f64::MAX, 0);
+        for (n, (_, delay, concurrency)) in self.over_time.iter().enumerate() {
+            let ends = self.over_time.get(n + 1).map_or(Duration::MAX, |(since, ..)| *since + EDIT_ACTS);
+            let begins = self.over_time[n].0;
+            if begins <= at && at < ends {
+                found = (found.0.min(*delay), found.1.max(*concurrency));
+            }
+        }
+        found
+    }
+}
+
+fn source_row(id: Uuid) -> SourceConfig {
+    SourceConfig {
+        id,
+        source: "HTTP".to_owned(),
+        organization: Uuid::nil(),
+        address: "http://127.0.0.1".to_owned(),
+        port: None,
+        auth: AuthInfo::new(serde_json::json!({})),
+        payload: serde_json::json!({}),
+    }
+}
+
+fn least_gap(arrivals: &[Arrival]) -> Duration {
+    arrivals.windows(2).map(|pair| pair[1].at - pair[0].at).min().unwrap_or_default()
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,0 +1,162 @@
+//! One call, from its slot to its end.
+
+use super::LimitError;
+use super::clock::{self, LEAD};
+use super::lane::{Lane, NextStart};
+use super::line::Turn;
+use crate::job::EffectGate;
+use crate::lease::boottime;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// How long the slot of an abandoned call stays taken: time for the source to notice that nobody listens.
+const DOUBT: Duration = Duration::from_millis(500);
+
+/// A call that may be made. Dropping it lets the next one start; keep it until the answer was read.
+#[derive(Debug)]
+pub struct CallPermit {
+    lane: Arc<Lane>,
+    runner: Uuid,
+    priority: i32,
+    gate: Option<EffectGate>,
+    doubt: Option<Duration>,
+}
+
+/// The moment a call may start, or a little before it. Only one call of a source with a Delay has one at a time.
+#[derive(Debug)]
+pub(crate) struct Start {
+    lane: Arc<Lane>,
+    runner: Uuid,
+    gate: Option<EffectGate>,
+    /// Where there is a Delay.
+    at: Option<Duration>,
+    _starting: Starting,
+    _turn: Option<Turn>,
+}
+
+/// The call may not start now after all: the window is over, the source was paused or edited, or the run is over.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the start of the call was missed")]
+pub(crate) struct Missed;
+
+impl CallPermit {
+    pub(super) fn new(lane: Arc<Lane>, runner: Uuid, priority: i32, gate: Option<EffectGate>) -> Self {
+        Self { lane, runner, priority, gate, doubt: None }
+    }
+
+    /// `Concurrency` of the source as it stands now.
+    pub fn concurrency(&self) -> u32 {
+        self.lane.concurrency()
+    }
+
+    /// Says whether the source may still be busy with the call if this permit is dropped now. Such a slot
+    /// comes back half a second later, when the source has had time to notice that nobody listens any more.
+    pub fn in_doubt(&mut self, in_doubt: bool) {
+        self.doubt = in_doubt.then_some(DOUBT);
+    }
+
+    /// The source answered, and did not refuse the call because there were too many.
+    pub(crate) fn answered(&self) {
+        self.lane.answered();
+    }
+
+    /// Waits until the call may start, and for whether its run may still act. Be ready to write when asking.
+    pub(crate) async fn start(&self) -> Result<Start, LimitError> {
+        let starting = Starting::begin(&self.lane);
+        let mut changes = self.lane.changes();
+        let mut turn = None;
+        loop {
+            if let Some(gate) = &self.gate {
+                gate.pass().await?;
+            }
+            let at = match self.lane.next_start(self.runner, boottime()) {
+                NextStart::AtOnce => None,
+                NextStart::At(_) if turn.is_none() => {
+                    turn = Some(self.lane.starts.enter(self.priority).await);
+                    continue;
+                }
+                NextStart::At(at) => {
+                    let woken = at.saturating_sub(LEAD);
+                    if boottime() < woken {
+                        tokio::select! {
+                            () = clock::sleep_until(woken) => {}
+                            _ = changes.changed() => continue,
+                        }
+                    }
+                    Some(at)
+                }
+                NextStart::Later => {
+                    self.lane.ask.notify_one();
+                    // The lane is ours, so its sender cannot be gone.
+                    let _ = changes.changed().await;
+                    continue;
+                }
+            };
+            let (lane, gate) = (Arc::clone(&self.lane), self.gate.clone());
+            return Ok(Start { lane, runner: self.runner, gate, at, _starting: starting, _turn: turn });
+        }
+    }
+}
+
+impl Drop for CallPermit {
+    fn drop(&mut self) {
+        let lane = Arc::clone(&self.lane);
+        match (self.doubt, tokio::runtime::Handle::try_current()) {
+            (Some(doubt), Ok(runtime)) => {
+                runtime.spawn(async move {
+                    tokio::time::sleep(doubt).await;
+                    lane.free_slot();
+                });
+            }
+            _ => lane.free_slot(),
+        }
+    }
+}
+
+impl Start {
+    /// The last question before the first byte is written; it waits, at most a fraction of a millisecond, in a loop.
+    pub(crate) fn fire(&self) -> Result<(), Missed> {
+        const LONGEST: Duration = LEAD.saturating_mul(2);
+        let now = boottime();
+        if let Some(at) = self.at
+            && now < at
+        {
+            if at - now > LONGEST {
+                return Err(Missed);
+            }
+            while boottime() < at {
+                std::hint::spin_loop();
+            }
+        }
+        let open = self.gate.as_ref().is_none_or(|gate| gate.is_open().unwrap_or(false));
+        if open && self.lane.may_start(self.runner, self.at, boottime()) { Ok(()) } else { Err(Missed) }
+    }
+
+    /// The first bytes were written.
+    pub(crate) fn written(self) {
+        self.lane.started(boottime());
+    }
+}
+
+/// A caller that has a slot and has not written yet, until dropped.
+#[derive(Debug)]
+struct Starting {
+    lane: Arc<Lane>,
+}
+
+impl Starting {
+    fn begin(lane: &Arc<Lane>) -> Self {
+        lane.begin_starting();
+        lane.ask.notify_one();
+        Self { lane: Arc::clone(lane) }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if self.lane.end_starting() {
+            self.lane.ask.notify_one();
+        }
+    }
+}
