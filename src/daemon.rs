@@ -13,6 +13,7 @@ use crate::postgres::lifeline::Lifeline;
 use crate::postgres::migrate::{self, SchemaError};
 use crate::registry::{AnyJob, Registry};
 use crate::schedule::{autostart, tick};
+use crate::secrets::Keyring;
 use crate::vitals::{self, Vitals};
 use crate::{log, systemd, web};
 use sqlx::PgConnection;
@@ -41,6 +42,8 @@ pub(crate) struct Start {
     pub(crate) log_handle: Option<log::LogHandle>,
     /// How suspects get processes of their own; `None` if they do not.
     pub(crate) launcher: Option<Launcher>,
+    /// Opens the sealed credentials of sources.
+    pub(crate) keyring: Keyring,
 }
 
 /// Why a daemon could not start, or had to give up.
@@ -86,7 +89,8 @@ pub(crate) fn runtimes(settings: &Config) -> Result<(Runtime, Runtime), DaemonEr
 
 /// Runs until told to stop. Called on the control runtime.
 pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals) -> Result<(), DaemonError> {
-    let Start { settings, registry, options, embedded, log_lines, log_handle, launcher } = start;
+    let Start { settings, registry, options, embedded, log_lines, log_handle, launcher, keyring } = start;
+    guard_memory(&keyring);
     let vitals = Arc::new(Vitals::new());
     let limits = settings.database.limits();
 
@@ -118,6 +122,7 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
         lifeline: Arc::clone(&lifeline),
         vitals: Arc::clone(&vitals),
         jobs,
+        keyring,
         errand: None,
         control: Handle::current(),
         jobs_runtime,
@@ -175,6 +180,20 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     let _ = logs.await;
     tracing::info!("Job Runner: stopped");
     if exhausted { Err(DaemonError::Exhausted) } else { Ok(()) }
+}
+
+/// With private keys in its memory the process leaves no core dump, and no other process of the same user, such as a
+/// command, may look into it (ptrace, /proc/PID/mem).
+pub(crate) fn guard_memory(keyring: &Keyring) {
+    #[cfg(target_os = "linux")]
+    if !keyring.is_empty()
+        && let Err(error) =
+            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(
+            "Job Runner: core dumps cannot be turned off, they would hold the private keys: {error}"
+        );
+    }
 }
 
 /// Contract: printed and logged once it claims. `println!` would panic on a full disk.

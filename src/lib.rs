@@ -36,6 +36,7 @@ pub mod log;
 pub mod postgres;
 pub mod registry;
 pub mod schedule;
+pub mod secrets;
 mod seeded_bugs;
 mod systemd;
 pub mod testing;

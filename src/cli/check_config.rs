@@ -4,6 +4,7 @@ use super::output::{remark, say};
 use super::{Failure, Global, overrides};
 use crate::config::Config;
 use crate::jobs::generic::check_allow_list;
+use crate::secrets::Keyring;
 
 /// Options of `rosterd check-config`.
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,10 @@ pub(super) fn run(global: &Global, args: &CheckConfig) -> Result<(), Failure> {
     let found = Config::inspect(global.config.as_deref(), overrides(global));
     let mut problems = Vec::new();
     match &found.outcome {
-        Ok(config) => problems.extend(config.database.password().err().map(|error| error.to_string())),
+        Ok(config) => {
+            problems.extend(config.database.password().err().map(|error| error.to_string()));
+            problems.extend(Keyring::load(&config.secrets).err().map(|error| error.to_string()));
+        }
         Err(error) => problems.extend(error.problems.iter().map(ToString::to_string)),
     }
     let folder = found.commands_dir();

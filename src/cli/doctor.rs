@@ -1,6 +1,7 @@
 //! `rosterd doctor`: looks at everything that can be wrong, and says what to do about it.
 
 mod queue;
+mod secrets;
 mod server;
 
 use super::output::{one_line, say, say_json};
@@ -110,6 +111,7 @@ fn examine(settings: &Config, registry: &Registry) -> Result<Vec<Check>, Failure
                 let usable = server::examine(&database, &mut db, &mut checks).await?;
                 if usable {
                     queue::examine(&mut db, registry, &mut checks).await?;
+                    checks.push(secrets::examine(&mut db, settings).await?);
                 }
             }
             Err(error) => checks.push(Check::fail(

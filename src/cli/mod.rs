@@ -13,6 +13,7 @@ mod rerun;
 mod run;
 mod runner;
 mod schedule;
+mod secret;
 mod source;
 mod status;
 
@@ -84,6 +85,9 @@ enum Command {
     /// Show the sources and their limits.
     #[command(subcommand)]
     Source(source::Source),
+    /// Make keys, seal secrets of sources, and see which are sealed.
+    #[command(subcommand)]
+    Secret(secret::Secret),
     /// Show and drain runners, the daemons of this database.
     #[command(subcommand)]
     Runner(runner::Runner),
@@ -132,6 +136,7 @@ fn obey(cli: &Cli, registry: Registry) -> Result<(), Failure> {
         Command::Rerun(args) => rerun::run(&settings()?, args),
         Command::Schedule(command) => schedule::run(&cli.global, command),
         Command::Source(command) => source::run(&settings()?, command),
+        Command::Secret(command) => secret::run(&cli.global, command),
         Command::Runner(command) => runner::run(&settings()?, command),
         Command::Job(command) => job::run(&registry, command),
     }

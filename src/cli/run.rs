@@ -8,6 +8,7 @@ use crate::engine::errand::{self, Errand};
 use crate::log;
 use crate::postgres::embedded::EmbeddedPostgres;
 use crate::registry::Registry;
+use crate::secrets::Keyring;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,7 @@ pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Fail
     let (sink, log_lines) = log::database::channel(settings.log.database_queue, settings.log.database_level);
     let logging = log::init(&settings.log, Some(sink)).map_err(Failure::usage)?;
     log_panics();
+    let keyring = Keyring::load(&settings.secrets).map_err(Failure::usage)?;
     let errand = Errand::from_environment().map_err(Failure::usage)?.map(Arc::new);
     let mut database = Database::open(settings)?;
     if let Some(server) = &database.embedded {
@@ -40,6 +42,7 @@ pub(super) fn run(settings: &Arc<Config>, registry: Registry) -> Result<(), Fail
         log_lines,
         log_handle: logging.handle().cloned(),
         launcher,
+        keyring,
     };
     let outcome = control.block_on(async {
         listen_for_signals(signals.clone())

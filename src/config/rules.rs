@@ -8,6 +8,8 @@ use sqlx::postgres::PgConnectOptions;
 use toml::Value;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
+use crate::secrets::PublicKey;
+
 /// What a key may hold.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Rule {
@@ -31,6 +33,10 @@ pub(super) enum Rule {
     Networks,
     /// A list of names of environment variables.
     VariableNames,
+    /// A list of files.
+    Files,
+    /// The public half of a key or nothing.
+    PublicKey,
 }
 
 /// The levels a word can name.
@@ -71,6 +77,9 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("sources.response_max_bytes", Rule::Whole(1, 1_073_741_824)),
     ("sources.connect_timeout_seconds", Rule::Number(0.1, 600.0)),
     ("sources.request_timeout_seconds", Rule::Number(0.1, 86_400.0)),
+    ("secrets.keys", Rule::Files),
+    ("secrets.public_key", Rule::PublicKey),
+    ("secrets.allow_plaintext", Rule::Flag),
     ("commands.dir", Rule::Text),
     ("commands.output_max_bytes", Rule::Whole(1, 104_857_600)),
     ("commands.env", Rule::VariableNames),
@@ -119,11 +128,11 @@ impl Rule {
             Self::Number(..) => trimmed.parse().ok().map(Value::Float),
             Self::Flag => trimmed.to_lowercase().parse().ok().map(Value::Boolean),
             Self::OneOf(_) => Some(Value::String(trimmed.to_lowercase())),
-            Self::Networks | Self::VariableNames => {
+            Self::Networks | Self::VariableNames | Self::Files => {
                 let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
             }
-            Self::Text | Self::Filter | Self::Listen | Self::DatabaseUrl => None,
+            Self::Text | Self::Filter | Self::Listen | Self::DatabaseUrl | Self::PublicKey => None,
         };
         typed.unwrap_or_else(|| Value::String(text.to_owned()))
     }
@@ -156,10 +165,16 @@ impl Rule {
             (Self::Listen, _) => Some("host:port such as \"127.0.0.1:9420\", or \"off\"".to_owned()),
             (Self::DatabaseUrl, Value::String(text)) if is_database_url(text) => None,
             (Self::DatabaseUrl, _) => Some(DATABASE_URL_WISH.to_owned()),
-            (Self::Networks | Self::VariableNames, Value::Array(items)) => {
+            (Self::PublicKey, Value::String(text))
+                if text.is_empty() || text.parse::<PublicKey>().is_ok() =>
+            {
+                None
+            }
+            (Self::PublicKey, _) => Some("the public key that `rosterd secret keygen` printed".to_owned()),
+            (Self::Networks | Self::VariableNames | Self::Files, Value::Array(items)) => {
                 return items.iter().try_for_each(|item| self.check_item(item));
             }
-            (Self::Networks | Self::VariableNames, _) => Some(self.list_wish().to_owned()),
+            (Self::Networks | Self::VariableNames | Self::Files, _) => Some(self.list_wish().to_owned()),
         };
         match wish {
             None => Ok(()),
@@ -173,6 +188,7 @@ impl Rule {
             (Self::VariableNames, Value::String(name)) => {
                 !name.is_empty() && !name.contains(['=', '\0']) && !name.contains(char::is_whitespace)
             }
+            (Self::Files, Value::String(file)) => !file.trim().is_empty(),
             _ => false,
         };
         if fits {
@@ -183,15 +199,16 @@ impl Rule {
     }
 
     fn list_wish(self) -> &'static str {
-        if matches!(self, Self::Networks) {
-            "a list of networks such as [\"10.0.0.0/8\", \"127.0.0.0/8\"]"
-        } else {
-            "a list of names of environment variables such as [\"PATH\", \"TZ\"]"
+        match self {
+            Self::Networks => "a list of networks such as [\"10.0.0.0/8\", \"127.0.0.0/8\"]",
+            Self::Files => "a list of files such as [\"/etc/rosterd/secret.key\"]",
+            _ => "a list of names of environment variables such as [\"PATH\", \"TZ\"]",
         }
     }
 
     fn show(self, value: &Value) -> String {
-        if matches!(self, Self::DatabaseUrl) {
+        // Somebody may have put the private key here.
+        if matches!(self, Self::DatabaseUrl | Self::PublicKey) {
             return "something else (kept secret here)".to_owned();
         }
         show(value)

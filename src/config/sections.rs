@@ -274,6 +274,16 @@ impl SourcesSection {
     }
 }
 
+/// `[secrets]`: sealed fields of `AuthInfo`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct SecretsSection {
+    pub keys: Vec<PathBuf>,
+    pub public_key: String,
+    pub allow_plaintext: bool,
+}
+
 /// `[commands]`: what `CommandJob` may do. The folder is [`super::Config::commands_dir`].
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -191,6 +191,19 @@ fn a_list_comes_from_the_environment_with_commas() {
 }
 
 #[test]
+fn keys_of_secrets_are_files_and_whatever_stands_in_the_place_of_a_public_key_is_never_repeated() {
+    let config = load_environment(&[("ROSTERD__SECRETS__KEYS", "/etc/a.key, /etc/b.key")]).unwrap();
+    assert_eq!(config.secrets.keys, [Path::new("/etc/a.key"), Path::new("/etc/b.key")]);
+    assert!(config.secrets.allow_plaintext && config.secrets.public_key.is_empty());
+    let error = load_file("[secrets]\nkeys = [\"\"]\n").unwrap_err();
+    assert!(error.starts_with("`secrets.keys` is a list with \"\", give a list of files such as"), "{error}");
+    let error = load_file("[secrets]\npublic_key = \"rosterd-private-key-1:canary\"\n").unwrap_err();
+    let wanted = "`secrets.public_key` is something else (kept secret here), give the public key that \
+        `rosterd secret keygen` printed (rosterd.toml line 2)";
+    assert_eq!(error, wanted);
+}
+
+#[test]
 fn an_empty_list_in_the_environment_is_an_empty_list() {
     let config = load_environment(&[("ROSTERD__COMMANDS__ENV", "")]).unwrap();
     assert!(config.commands.env.is_empty());

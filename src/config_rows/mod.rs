@@ -4,6 +4,7 @@ mod source;
 
 pub use source::{AuthInfo, SourceConfig};
 
+use crate::secrets::{Holder, Keyring};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use sqlx::PgExecutor;
@@ -47,10 +48,21 @@ pub struct JobConfig {
     pub further_out_sources: Vec<SourceConfig>,
 }
 
-/// Reads configurations with their sources; two statements, however many.
+impl JobConfig {
+    /// Why no run of it may start: the first problem of the credentials of its sources.
+    pub fn credentials_problem(&self) -> Option<&str> {
+        let main = self.in_source.iter().chain(&self.out_source);
+        main.chain(&self.further_in_sources)
+            .chain(&self.further_out_sources)
+            .find_map(|source| source.auth.problem())
+    }
+}
+
+/// Reads configurations with their sources; two statements, however many. Sealed credentials are opened with `keys`.
 pub async fn load(
     db: &mut sqlx::PgConnection,
     ids: &[Uuid],
+    keys: &Keyring,
 ) -> Result<HashMap<Uuid, Arc<JobConfig>>, sqlx::Error> {
     let configs = sqlx::query!(
         r#"select c.ID as id, c.JobID as job, j.Struct as job_struct, c.OrganizationID as organization,
@@ -72,8 +84,11 @@ pub async fn load(
         .filter(|c| c.in_source.is_some() || c.out_source.is_some() || c.further)
         .map(|c| c.id)
         .collect();
-    let mut sources =
-        if with_sources.is_empty() { HashMap::new() } else { load_sources(&mut *db, &with_sources).await? };
+    let mut sources = if with_sources.is_empty() {
+        HashMap::new()
+    } else {
+        load_sources(&mut *db, &with_sources, keys).await?
+    };
 
     Ok(configs
         .into_iter()
@@ -116,6 +131,7 @@ struct SourcesOf {
 async fn load_sources(
     db: impl PgExecutor<'_>,
     configs: &[Uuid],
+    keys: &Keyring,
 ) -> Result<HashMap<Uuid, SourcesOf>, sqlx::Error> {
     let rows = sqlx::query!(
         r#"select u.config as "config!", u.direction as "direction!", u.position as "position!",
@@ -138,14 +154,26 @@ async fn load_sources(
     .fetch_all(db)
     .await?;
     let mut by_config: HashMap<Uuid, SourcesOf> = HashMap::new();
+    // A source that many configurations share is opened once.
+    let mut opened: HashMap<Uuid, AuthInfo> = HashMap::new();
     for row in rows {
+        let auth = opened.entry(row.id).or_insert_with(|| {
+            let holder = Holder {
+                id: row.id,
+                source: &row.source,
+                organization: row.organization,
+                address: &row.address,
+            };
+            AuthInfo::open(row.auth_info, &holder, keys)
+        });
+        let auth = auth.clone();
         let source = SourceConfig {
             id: row.id,
             source: row.source,
             organization: row.organization,
             address: row.address,
             port: row.port.and_then(|port| u16::try_from(port).ok()),
-            auth: AuthInfo::new(row.auth_info),
+            auth,
             payload: row.payload,
         };
         let of = by_config.entry(row.config).or_default();

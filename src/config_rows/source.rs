@@ -1,9 +1,12 @@
 //! `SourceConfig`: one credentialed connection to an outside system, and how hard it may be hit.
 
+use crate::secrets::{Holder, Keyring, NAMES};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -26,19 +29,36 @@ pub struct SourceConfig {
     pub payload: Value,
 }
 
-/// `SourceConfig.AuthInfo`. Its fields are read one by one; as a whole it is never printed.
+/// `SourceConfig.AuthInfo`. Its fields are read one by one; as a whole it is never printed. Sealed fields
+/// ([`crate::secrets`]) read like all others once they are opened.
 #[derive(Clone)]
 pub struct AuthInfo {
     fields: Value,
+    opened: Arc<BTreeMap<String, SecretString>>,
+    problem: Option<Arc<str>>,
 }
 
 impl AuthInfo {
     /// Calls in flight at once where `Concurrency` is missing (contract section 3).
     pub const DEFAULT_CONCURRENCY: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
-    /// From the column.
+    /// From the column, without sealed fields: they stay closed.
     pub fn new(fields: Value) -> Self {
-        Self { fields }
+        Self { fields, opened: Arc::default(), problem: None }
+    }
+
+    /// From the column, with what these keys open.
+    pub(crate) fn open(fields: Value, holder: &Holder<'_>, keys: &Keyring) -> Self {
+        match keys.open(holder, &fields) {
+            Ok(opened) => Self { opened: Arc::new(opened), ..Self::new(fields) },
+            Err(problem) => Self { problem: Some(problem.into()), ..Self::new(fields) },
+        }
+    }
+
+    /// Why no job may use it: a field that does not open, or plaintext where that is refused. A sentence that names
+    /// the source and the field.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     /// Least time between the starts of two calls; the column counts nanoseconds. The database's CHECK keeps
@@ -59,7 +79,10 @@ impl AuthInfo {
 
     /// A text field that is no secret, such as `Username`.
     pub fn text(&self, field: &str) -> Option<&str> {
-        self.fields.get(field).and_then(Value::as_str)
+        match self.opened.get(field) {
+            Some(opened) => Some(opened.expose_secret()),
+            None => self.fields.get(field).and_then(Value::as_str),
+        }
     }
 
     /// A secret field, such as `Password` or `Token`.
@@ -67,25 +90,21 @@ impl AuthInfo {
         self.text(field).map(SecretString::from)
     }
 
-    /// The secrets among its fields, for masking what others print: every text except names.
+    /// The secrets among its fields, for masking what others print: every text except names, and whatever was sealed.
     pub fn secrets(&self) -> Vec<SecretString> {
-        const NAMES: [&str; 7] =
-            ["Username", "Host", "Database", "TenantID", "ClientID", "Header", "ConsumerKey"];
-        let Some(fields) = self.fields.as_object() else { return Vec::new() };
-        fields
-            .iter()
-            .filter(|(name, _)| !NAMES.contains(&name.as_str()))
-            .filter_map(|(_, value)| value.as_str())
-            .filter(|value| !value.is_empty())
-            .map(SecretString::from)
-            .collect()
+        let plain = self.fields.as_object().into_iter().flatten();
+        let plain =
+            plain.filter(|(name, _)| !NAMES.contains(&name.as_str())).filter_map(|(_, value)| value.as_str());
+        let opened = self.opened.values().map(ExposeSecret::expose_secret);
+        plain.chain(opened).filter(|value| !value.is_empty()).map(SecretString::from).collect()
     }
 
     /// `text` with every secret of this source masked.
     pub fn mask(&self, text: &str) -> String {
-        self.secrets()
-            .iter()
-            .fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
+        let mut secrets = self.secrets();
+        // One that is a part of another would leave the rest of that one behind.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose_secret().len()));
+        secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
     }
 }
 
@@ -101,7 +120,10 @@ impl fmt::Debug for AuthInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, SecretsSection};
+    use crate::secrets::{PrivateKey, Sealed};
     use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn delay_and_concurrency_default_to_0_and_10() {
@@ -119,8 +141,38 @@ mod tests {
     }
 
     #[test]
+    fn a_sealed_field_reads_and_is_masked_like_any_other_once_it_is_opened() {
+        let key = PrivateKey::generate();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        std::fs::write(&file, key.to_file().as_bytes()).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let keys = Keyring::load(&SecretsSection { keys: vec![file], ..Config::built_in().secrets }).unwrap();
+        let holder =
+            Holder { id: Uuid::nil(), source: "JIRA", organization: Uuid::nil(), address: "https://H/x" };
+        let sealed =
+            Sealed::seal(&"canary-1".into(), key.public(), &holder.binding("Username", "h")).unwrap();
+        let fields = json!({"Username": sealed.to_json(), "Token": "canary-2", "Delay": 5});
+        let auth = AuthInfo::open(fields.clone(), &holder, &keys);
+        assert_eq!((auth.problem(), auth.text("Username")), (None, Some("canary-1")));
+        assert_eq!(auth.secret("Username").unwrap().expose_secret(), "canary-1");
+        assert_eq!(auth.mask("canary-1 canary-2"), "*** ***");
+        assert!(!format!("{auth:?}").contains("canary"));
+        let auth = AuthInfo::open(fields, &Holder { address: "h2", ..holder }, &keys);
+        assert_eq!(auth.text("Username"), None);
+        let problem = auth.problem().unwrap();
+        assert!(
+            problem
+                .starts_with("source JIRA (00000000-0000-0000-0000-000000000000): Username in its AuthInfo")
+        );
+        assert!(problem.contains("host h2 of its Address") && !problem.contains("canary"), "{problem}");
+    }
+
+    #[test]
     fn a_secret_is_masked_wherever_it_is_printed() {
         let auth = AuthInfo::new(json!({"Username": "svc", "Password": "canary-1"}));
         assert_eq!(auth.mask("svc:canary-1@host"), "svc:***@host");
+        let auth = AuthInfo::new(json!({"A": "canary", "B": "canary-1"}));
+        assert_eq!(auth.mask("canary-1 canary"), "*** ***");
     }
 }

@@ -1,6 +1,7 @@
 //! `SourceConfig.Address`, `Port` and `AuthInfo` as HTTP wants them.
 
 use crate::config_rows::AuthInfo;
+use crate::secrets::address_url;
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
@@ -11,13 +12,7 @@ pub(super) fn base_url(address: &str, port: Option<u16>) -> Result<Url, String> 
     if address.is_empty() {
         return Err("its Address is empty; give a host or a URL such as https://jira.example.com".to_owned());
     }
-    let bare_v6 = address.parse::<std::net::Ipv6Addr>().is_ok();
-    let text = match (address.contains("://"), bare_v6) {
-        (true, _) => address.to_owned(),
-        (false, true) => format!("https://[{address}]"),
-        (false, false) => format!("https://{address}"),
-    };
-    let mut url = Url::parse(&text).map_err(|e| format!("its Address is not a host or URL: {e}"))?;
+    let mut url = address_url(address)?;
     if !["http", "https"].contains(&url.scheme()) {
         return Err(format!("its Address begins with {}://, give http:// or https://", url.scheme()));
     }

@@ -29,9 +29,11 @@ pub(crate) async fn run(
     jobs_runtime: Handle,
     signals: StopSignals,
 ) -> Result<(), DaemonError> {
-    let Start { settings, registry, options, log_lines, log_handle, .. } = start;
+    let Start { settings, registry, options, log_lines, log_handle, keyring, .. } = start;
     stop_with_the_other(signals.stop.clone()).map_err(DaemonError::Thread)?;
     die_before_the_other();
+    // After that, because a process that cannot be looked into has files in /proc that it cannot write.
+    super::guard_memory(&keyring);
     let limits = settings.database.limits();
     let prepared = tokio::select! {
         () = signals.stop.cancelled() => return Ok(()),
@@ -52,6 +54,7 @@ pub(crate) async fn run(
         limits,
         vitals: Arc::new(Vitals::new()),
         jobs,
+        keyring,
         lifeline,
         errand: Some(Arc::clone(&errand)),
         control: Handle::current(),

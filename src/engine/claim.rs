@@ -253,7 +253,7 @@ pub(super) async fn start(
     let mut ids: Vec<Uuid> = claimed.iter().map(|job| job.config).collect();
     ids.sort_unstable();
     ids.dedup();
-    let configs = match state.within(config_rows::load(db, &ids)).await {
+    let configs = match state.within(config_rows::load(db, &ids, &state.keyring)).await {
         Ok(configs) => configs,
         Err(error) => {
             for job in &claimed {

@@ -34,7 +34,11 @@ pub(crate) fn dispatch(
     let run = Arc::new(Run::new(claimed.fence, config.id, runner, config.time_limit, span));
     let prepared = job
         .ok_or_else(|| format!("the runner has no job named {}", config.job_struct))
-        .and_then(|job| job.prepare(&claimed.payload));
+        .and_then(|job| job.prepare(&claimed.payload))
+        .and_then(|prepared| match config.credentials_problem() {
+            None => Ok(prepared),
+            Some(problem) => Err(problem.to_owned()),
+        });
     match prepared {
         Ok(prepared) => Ok(RunnableJob {
             row: JobRow {

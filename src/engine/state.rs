@@ -11,6 +11,7 @@ use crate::postgres::connect::{self, DatabaseError, Limits};
 use crate::postgres::lifeline::Lifeline;
 use crate::postgres::listen::Hints;
 use crate::registry::AnyJob;
+use crate::secrets::Keyring;
 use crate::vitals::Vitals;
 use sqlx::postgres::PgConnectOptions;
 use std::collections::HashMap;
@@ -54,6 +55,8 @@ pub(crate) struct EngineState {
     pub(crate) orphans: Notify,
     /// A row is due that runs alone.
     pub(crate) suspects: Notify,
+    /// Opens the sealed credentials of sources.
+    pub(crate) keyring: Keyring,
     /// Set in a process that is there for one row.
     pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
@@ -76,6 +79,7 @@ pub(crate) struct Parts {
     pub(crate) lifeline: Arc<Lifeline>,
     pub(crate) vitals: Arc<Vitals>,
     pub(crate) jobs: HashMap<i32, Arc<dyn AnyJob>>,
+    pub(crate) keyring: Keyring,
     pub(crate) errand: Option<Arc<Errand>>,
     pub(crate) control: Handle,
     pub(crate) jobs_runtime: Handle,
@@ -103,6 +107,7 @@ impl EngineState {
             doubted: Notify::new(),
             orphans: Notify::new(),
             suspects: Notify::new(),
+            keyring: parts.keyring,
             errand: parts.errand,
             control: parts.control,
             jobs_runtime: parts.jobs_runtime,

@@ -994,3 +994,21 @@ async fn an_sql_source_obeys_the_same_rule_of_addresses() {
         assert!(error.contains("`sources.allow_private`") && kind == ErrorKind::Fatal, "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sql_address_that_a_url_would_read_as_another_host_is_refused() {
+    let mut bench = sql_bench().await;
+    for address in [
+        "db.example/.evil.example",
+        "db.example?.evil.example",
+        "db.example#.evil.example",
+        "evil.example\\.db.example",
+        "db.example@evil.example",
+        "db.example:5433",
+        "postgres://db.example/x",
+    ] {
+        bench.config.in_source.as_mut().unwrap().address = String::from(address);
+        let (error, kind, _) = failure(bench.run("SqlJob", json!({"statement": "select 1"})).await);
+        assert!(error.contains("its Address is more than a host") && kind == ErrorKind::Fatal, "{error}");
+    }
+}

@@ -39,6 +39,8 @@ mod schedule_oracle;
 mod schedule_properties;
 mod schedules;
 mod schema;
+mod secret_commands;
+mod secrets;
 mod service;
 mod support;
 mod waiting;

@@ -6,6 +6,7 @@ use crate::connectors::AddressPolicy;
 use crate::job::{Job, JobContext, JobError, Outcome};
 use crate::postgres::connect::is_outage;
 use crate::postgres::database::away;
+use crate::secrets::host_of;
 use futures_util::TryStreamExt;
 use schemars::JsonSchema;
 use secrecy::ExposeSecret;
@@ -293,9 +294,20 @@ async fn source_options(ctx: &JobContext, source: &SourceConfig) -> Result<PgCon
     if address.starts_with('/') {
         return Ok(options.host(address));
     }
+    // The same reading as for the host that sealed credentials are bound to; a name that others read differently
+    // would carry them elsewhere.
+    let host = host_of(address).map_err(fatal)?;
+    let bare = address.trim_matches(['[', ']']);
+    if address.contains(['/', '\\', '?', '#', '@'])
+        || (bare.contains(':') && bare.parse::<std::net::Ipv6Addr>().is_err())
+    {
+        return Err(fatal(
+            "its Address is more than a host; give the host alone, and Port beside it".to_owned(),
+        ));
+    }
     let policy = AddressPolicy::new(ctx.settings().sources.allow_private.clone());
-    let found = policy.resolve(address, port).await.map_err(|error| {
-        let sentence = source.auth.mask(&format!("failed to connect to {address}: {error}"));
+    let found = policy.resolve(&host, port).await.map_err(|error| {
+        let sentence = source.auth.mask(&format!("failed to connect to {host}: {error}"));
         if error.kind() == std::io::ErrorKind::PermissionDenied {
             JobError::fatal_message(sentence)
         } else {
@@ -308,7 +320,7 @@ async fn source_options(ctx: &JobContext, source: &SourceConfig) -> Result<PgCon
         Some(checked) if !matches!(mode, PgSslMode::VerifyFull) => {
             Ok(options.host(&checked.ip().to_string()))
         }
-        _ => Ok(options.host(address)),
+        _ => Ok(options.host(&host)),
     }
 }
 

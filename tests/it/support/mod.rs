@@ -4,6 +4,7 @@ mod daemon;
 mod database;
 pub mod proxy;
 mod psql;
+pub mod secrets;
 mod server;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
