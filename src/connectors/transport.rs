@@ -255,8 +255,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(true)
-        .title_case_headers(true)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(TransportError::Broken)?;
