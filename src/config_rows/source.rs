@@ -1,5 +1,8 @@
 //! `SourceConfig`: one credentialed connection to an outside system, and how hard it may be hit.
 
+use super::Masker;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use std::fmt;
@@ -69,8 +72,22 @@ impl AuthInfo {
 
     /// The secrets among its fields, for masking what others print: every text except names.
     pub fn secrets(&self) -> Vec<SecretString> {
-        const NAMES: [&str; 7] =
-            ["Username", "Host", "Database", "TenantID", "ClientID", "Header", "ConsumerKey"];
+        const NAMES: [&str; 14] = [
+            "Username",
+            "Host",
+            "Database",
+            "TenantID",
+            "ClientID",
+            "Header",
+            "ConsumerKey",
+            "TokenUrl",
+            "TokenAuth",
+            "Scope",
+            "Audience",
+            "AccessKeyID",
+            "Region",
+            "Service",
+        ];
         let Some(fields) = self.fields.as_object() else { return Vec::new() };
         fields
             .iter()
@@ -81,11 +98,26 @@ impl AuthInfo {
             .collect()
     }
 
-    /// `text` with every secret of this source masked.
+    /// `text` with every secret of this source masked, also where it is written as URLs, JSON or base64 do.
     pub fn mask(&self, text: &str) -> String {
-        self.secrets()
-            .iter()
-            .fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
+        self.masker().mask(text)
+    }
+
+    /// What masks its secrets, for many texts.
+    pub fn masker(&self) -> Masker {
+        let mut secrets = self.secrets();
+        // As basic authentication writes them; the password alone leaves the ends of it.
+        for (user, secret) in [("Username", "Password"), ("ClientID", "ClientSecret")] {
+            if let (Some(user), Some(secret)) = (self.text(user), self.secret(secret)) {
+                secrets.push(BASE64_STANDARD.encode(format!("{user}:{}", secret.expose_secret())).into());
+            }
+        }
+        Masker::new(secrets)
+    }
+
+    /// The names of its fields and whether each is a text, for those who check them.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.fields.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value.is_string()))
     }
 }
 

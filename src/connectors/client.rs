@@ -1,147 +1,83 @@
-//! Calls to a source: within its limits, to where it may be called, with its credentials, and bounded in
-//! time and size.
+//! Calls to a source: within its limits, to where it may be called, with its credentials, bounded in time and size,
+//! and tried again where that does no harm.
 
-use super::address::{base_url, credentials};
+use super::address::base_url;
+use super::auth::{Credentials, OAuth2, Token};
+use super::body::{self, BodyError, BodyLimits};
+use super::call::{Answer, Call};
+use super::error::ClientError;
+use super::net::{AddressPolicy, bare};
+use super::paging::{Pages, Paging};
+use super::retry::{Ending, RetryPolicy, pause_wanted};
+use super::tls;
+use super::transport::{Transport, TransportError};
 use crate::config::SourcesSection;
-use crate::config_rows::SourceConfig;
-use crate::connectors::net::{AddressPolicy, AddressRefused};
+use crate::config_rows::{Masker, SourceConfig};
 use crate::history::HistoryId;
-use crate::limits::{LimitError, SourceLimiter};
-use chrono::{DateTime, Utc};
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Method, StatusCode, Url};
-use std::net::IpAddr;
-use std::sync::Once;
-use std::time::{Duration, Instant};
+use crate::limits::{CallPermit, SourceLimiter};
+use bytes::Bytes;
+use http::header::{ACCEPT_ENCODING, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
+use url::Url;
+use uuid::Uuid;
 
-/// Calls one source on behalf of one run. Follows no redirects and uses no proxy.
+/// Calls one source on behalf of one run. Follows no redirects and uses no proxy. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SourceClient {
-    source: SourceConfig,
-    base: Url,
-    http: reqwest::Client,
+    parts: Arc<Parts>,
     limiter: SourceLimiter,
     history: HistoryId,
     cancel: CancellationToken,
-    response_max_bytes: usize,
+    retries: RetryPolicy,
 }
 
-/// One call.
-#[derive(Debug, Clone)]
-pub struct Call {
-    /// GET, POST, ...
-    pub method: Method,
-    /// Begins with "/", goes behind the path of the source's Address, and may carry a query.
-    pub path: String,
-    /// More of the query.
-    pub query: Vec<(String, String)>,
-    /// Its own headers.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Option<Vec<u8>>,
+struct Parts {
+    source: SourceConfig,
+    base: Url,
+    transport: Transport,
+    credentials: Credentials,
+    masker: Masker,
+    body_limits: BodyLimits,
+    request_timeout: Duration,
 }
 
-impl Call {
-    /// A GET.
-    pub fn get(path: impl Into<String>) -> Self {
-        Self {
-            method: Method::GET,
-            path: path.into(),
-            query: Vec::new(),
-            headers: HeaderMap::new(),
-            body: None,
-        }
-    }
-
-    /// A POST of a JSON value.
-    pub fn post_json(path: impl Into<String>, body: &serde_json::Value) -> Self {
-        let mut call =
-            Self { method: Method::POST, body: Some(body.to_string().into_bytes()), ..Self::get(path) };
-        call.headers.insert(reqwest::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        call
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("source", &self.source.id)
+            .field("base", &self.base.as_str())
+            .finish_non_exhaustive()
     }
 }
 
-/// What a source answered, whatever its status.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// The status.
-    pub status: StatusCode,
-    /// The headers.
-    pub headers: HeaderMap,
-    /// The body, at most `sources.response_max_bytes` of it.
-    pub body: Vec<u8>,
-    /// Whether the body was longer.
-    pub truncated: bool,
-    /// From the start of the call to the end of the body.
-    pub duration: Duration,
-    /// `Concurrency` of the source when the call was granted.
-    pub concurrency: u32,
+/// A request as it goes out, again and again.
+struct Outgoing {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+    idempotent: bool,
+    /// Whether the source's credentials go with it.
+    signed: bool,
 }
 
-/// Why there is no answer. No text of it holds a secret of the source.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Address, Port or `AuthInfo` do not make sense.
-    #[error("failed to use source {name}: {problem}")]
-    Source {
-        /// `SourceConfig.Source` and ID.
-        name: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The call itself does not make sense.
-    #[error("failed to make the call: {0}")]
-    Call(String),
-    /// The address may not be called.
-    #[error("failed to connect to {host}: {reason}")]
-    Refused {
-        /// The host of the source.
-        host: String,
-        /// Why not.
-        reason: AddressRefused,
-    },
-    /// The call was not granted.
-    #[error(transparent)]
-    Limit(#[from] LimitError),
-    /// The run was cancelled in the middle of the call.
-    #[error("failed to finish {call}: the run was cancelled")]
-    Cancelled {
-        /// Method and address.
-        call: String,
-    },
-    /// Time ran out (`sources.connect_timeout_seconds`, `sources.request_timeout_seconds`).
-    #[error("failed to finish {call}: time ran out (`sources.{key}`)")]
-    Timeout {
-        /// Method and address.
-        call: String,
-        /// Which of the two.
-        key: &'static str,
-    },
-    /// No connection, or it broke.
-    #[error("failed to finish {call}: {problem}")]
-    Transport {
-        /// Method and address.
-        call: String,
-        /// What the network said.
-        problem: String,
-    },
+/// How a try ended without an answer.
+enum Failure {
+    Transport(TransportError),
+    Body(BodyError),
+    TotalTimeout,
 }
 
-impl ClientError {
-    /// Whether the same call may succeed later without anybody changing anything.
-    pub fn is_passing(&self) -> bool {
-        match self {
-            Self::Source { .. } | Self::Call(_) | Self::Refused { .. } => false,
-            Self::Limit(error) => !matches!(error, LimitError::Inactive { .. } | LimitError::Unknown(_)),
-            Self::Cancelled { .. } | Self::Timeout { .. } | Self::Transport { .. } => true,
-        }
-    }
-}
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const JOB: HeaderName = HeaderName::from_static("x-rosterd-job");
+const OUR_NAME: HeaderValue = HeaderValue::from_static(concat!("rosterd/", env!("CARGO_PKG_VERSION")));
 
 impl SourceClient {
-    /// For a source, with the daemon's settings, on behalf of one run.
+    /// For a source, with the daemon's settings, on behalf of one run. Calls are tried again as the configuration
+    /// says (`sources.retries`); see [`SourceClient::retrying`].
     pub fn new(
         source: &SourceConfig,
         settings: &SourcesSection,
@@ -149,220 +85,323 @@ impl SourceClient {
         history: HistoryId,
         cancel: CancellationToken,
     ) -> Result<Self, ClientError> {
+        let masker = source.auth.masker();
         let problem = |problem: String| ClientError::Source {
             name: format!("{} ({})", source.source, source.id),
-            problem: source.auth.mask(&problem),
+            problem: masker.mask(&problem),
         };
         let base = base_url(&source.address, source.port).map_err(problem)?;
-        let mut headers = credentials(&source.auth).map_err(problem)?;
-        let id = HeaderValue::from_str(&history.to_string()).map_err(|e| problem(e.to_string()))?;
-        headers.insert(HeaderName::from_static("x-rosterd-job"), id);
-        install_crypto();
         let policy = AddressPolicy::new(settings.allow_private.clone());
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("rosterd/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .retry(reqwest::retry::never())
-            .dns_resolver(policy.clone())
-            .connect_timeout(Duration::from_secs_f64(settings.connect_timeout_seconds))
-            .timeout(Duration::from_secs_f64(settings.request_timeout_seconds));
-        // A machine without root certificates can still speak plain HTTP.
-        let http = if base.scheme() == "http" { http.tls_certs_only([]) } else { http };
-        let client = Self {
-            source: source.clone(),
-            http: http.build().map_err(|e| problem(chain(&e)))?,
-            base,
-            limiter,
-            history,
-            cancel,
-            response_max_bytes: settings.response_max_bytes,
+        // A name is checked when it is connected to. This one is known to be refused.
+        let host = base.host_str().unwrap_or_default();
+        policy
+            .check_host(host)
+            .map_err(|reason| ClientError::Refused { host: bare(host).to_owned(), reason })?;
+        let credentials = Credentials::new(&source.auth, source.id).map_err(problem)?;
+        let uses_tls = std::iter::once(&base)
+            .chain(credentials.oauth2().map(OAuth2::url))
+            .any(|url| url.scheme() == "https");
+        let tls = tls::client_config(&source.payload, &settings.ca_dir, uses_tls).map_err(problem)?;
+        let transport = Transport::new(policy, settings.connect_timeout(), tls)
+            .map_err(|error| problem(format!("the HTTP client cannot be set up: {error}")))?;
+        let body_limits = BodyLimits {
+            max_bytes: settings.response_max_bytes,
+            idle: settings.idle_timeout(),
+            max_ratio: settings.decompression_max_ratio,
         };
-        // An IP address is connected to without asking the resolver.
-        if let Ok(address) = client.host().parse::<IpAddr>() {
-            let refused = |reason| ClientError::Refused { host: client.host().to_owned(), reason };
-            policy.check(address).map_err(refused)?;
-        }
-        Ok(client)
+        let request_timeout = settings.request_timeout();
+        let parts = Parts {
+            source: source.clone(),
+            base,
+            transport,
+            credentials,
+            masker,
+            body_limits,
+            request_timeout,
+        };
+        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries: RetryPolicy::of(settings) })
+    }
+
+    /// The same client with another rule for trying again; [`RetryPolicy::NEVER`], for instance.
+    #[must_use]
+    pub fn retrying(self, retries: RetryPolicy) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// The rule by which it tries again.
+    pub fn retries(&self) -> RetryPolicy {
+        self.retries
     }
 
     /// The source it calls.
     pub fn source(&self) -> &SourceConfig {
-        &self.source
+        &self.parts.source
     }
 
-    fn host(&self) -> &str {
-        let host = self.base.host_str().unwrap_or_default();
-        host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+    /// `text` with every secret of the source masked, and every token it gave: for what is logged or kept of an answer.
+    pub fn mask(&self, text: &str) -> String {
+        let text = self.parts.masker.mask(text);
+        match self.parts.credentials.oauth2() {
+            Some(oauth2) => Masker::new(oauth2.secrets()).mask(&text),
+            None => text,
+        }
     }
 
-    /// Waits for its turn, calls, and reads the answer. Ends at once when the run is cancelled.
+    /// Waits for its turn, calls, and reads the answer, whatever its status; where that does no harm it tries again.
+    /// Every try waits for a turn of its own. Ends at once when the run is cancelled.
     pub async fn call(&self, call: Call) -> Result<Answer, ClientError> {
-        let url = self.url(&call)?;
-        let name = self.source.auth.mask(&format!("{} {}{}", call.method, self.base.authority(), url.path()));
-        let mut request = self.http.request(call.method, url).headers(call.headers);
-        if let Some(body) = call.body {
-            request = request.body(body);
-        }
-        let mut permit = self.limiter.acquire(&self.source, self.history, &self.cancel).await?;
-        permit.in_doubt(true);
-        let answer = tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => return Err(ClientError::Cancelled { call: name }),
-            answer = self.send(request) => answer.map_err(|error| self.explain(&error, name))?,
+        let outgoing = Outgoing {
+            url: self.url(&call)?,
+            method: call.method,
+            headers: call.headers,
+            body: call.body.unwrap_or_default(),
+            idempotent: call.idempotent,
+            signed: true,
         };
-        permit.in_doubt(answer.truncated);
-        if let Some(pause) = pause_wanted(&answer) {
-            tracing::info!(source = %self.source.id, seconds = pause.as_secs(), "the source asks for a pause");
-            if let Err(error) = self.limiter.pause(self.source.id, pause).await {
-                tracing::warn!(%error, source = %self.source.id, "failed to pause the source for other runners");
-            }
-        }
-        Ok(Answer { concurrency: permit.concurrency(), ..answer })
+        self.exchange(&outgoing).await
     }
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, reqwest::Error> {
+    /// Calls page after page, see [`Paging`].
+    pub fn pages(&self, call: Call, paging: Paging) -> Pages {
+        Pages::new(self.clone(), call, paging)
+    }
+
+    async fn exchange(&self, outgoing: &Outgoing) -> Result<Answer, ClientError> {
+        let (mut tries, mut renewed) = (0, false);
+        let mut begun: Option<Instant> = None;
+        loop {
+            // Before the turn, because it may need a turn of its own, and the source may have one at a time.
+            let token = if outgoing.signed { self.token(outgoing).await? } else { None };
+            let mut permit = self.limiter.acquire(&self.parts.source, self.history, &self.cancel).await?;
+            let begun = *begun.get_or_insert_with(Instant::now);
+            tries += 1;
+            // After the turn, because signatures carry the time.
+            let request = self.request(outgoing, token.as_ref())?;
+            permit.in_doubt(true);
+            let tried = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(self.cancelled(outgoing)),
+                tried = self.attempt(request, &mut permit) => tried,
+            };
+            match &tried {
+                Ok(answer) => {
+                    permit.in_doubt(answer.truncated);
+                    self.heed(answer).await;
+                }
+                Err(Failure::Transport(error)) if error.nothing_was_sent() => permit.in_doubt(false),
+                Err(_) => {}
+            }
+            let concurrency = permit.concurrency();
+            drop(permit);
+
+            // 401 says that nothing was carried out, so this is safe for every method.
+            if let (Some(token), Some(oauth2), Ok(answer), false) =
+                (&token, self.parts.credentials.oauth2(), &tried, renewed)
+                && answer.status == StatusCode::UNAUTHORIZED
+            {
+                renewed = true;
+                oauth2.forget(token).await;
+                continue;
+            }
+            let ending = match &tried {
+                Ok(answer) => Some(Ending::Answer(answer.status, &answer.headers)),
+                Err(Failure::Transport(error) | Failure::Body(BodyError::Transport(error))) => {
+                    Some(Ending::Broken(error))
+                }
+                Err(Failure::TotalTimeout | Failure::Body(BodyError::Idle)) => Some(Ending::OutOfTime),
+                Err(Failure::Body(BodyError::Coding(_))) => None,
+            };
+            // A try with a token that was no longer good is not one of those that were allowed.
+            let counted = tries - u32::from(renewed);
+            let wait = ending.and_then(|ending| {
+                self.retries.next(&ending, outgoing.idempotent, counted, begun.elapsed(), fastrand::f64())
+            });
+            let Some(wait) = wait else {
+                return tried
+                    .map(|answer| Answer { tries, concurrency, ..answer })
+                    .map_err(|failure| self.explain(failure, outgoing));
+            };
+            tracing::debug!(source = %self.parts.source.id, tries, ?wait, "a call is tried again");
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(self.cancelled(outgoing)),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One try: from the first byte of the request to the last of the answer.
+    async fn attempt(
+        &self,
+        request: http::Request<Bytes>,
+        permit: &mut CallPermit,
+    ) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let mut response = request.send().await?;
-        let mut body = Vec::new();
-        let mut truncated = false;
-        while let Some(chunk) = response.chunk().await? {
-            let room = self.response_max_bytes - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() > room {
-                truncated = true;
-                break;
-            }
-        }
-        Ok(Answer {
-            status: response.status(),
-            headers: response.headers().clone(),
-            body,
-            truncated,
-            duration: started.elapsed(),
-            concurrency: 0,
-        })
+        let exchange = async {
+            let answer = self.parts.transport.send(request, permit).await.map_err(Failure::Transport)?;
+            let (mut head, body) = answer.into_parts();
+            let (body, truncated) =
+                body::read(body, &mut head.headers, self.parts.body_limits).await.map_err(Failure::Body)?;
+            Ok(Answer {
+                status: head.status,
+                headers: head.headers,
+                body,
+                truncated,
+                duration: started.elapsed(),
+                concurrency: 0,
+                tries: 0,
+            })
+        };
+        tokio::time::timeout(self.parts.request_timeout, exchange).await.unwrap_or(Err(Failure::TotalTimeout))
     }
 
-    fn url(&self, call: &Call) -> Result<Url, ClientError> {
+    fn request(
+        &self,
+        outgoing: &Outgoing,
+        token: Option<&Token>,
+    ) -> Result<http::Request<Bytes>, ClientError> {
+        let mut request = http::Request::new(outgoing.body.clone());
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() =
+            outgoing.url.as_str().parse().map_err(|_| ClientError::Call("its URL is no URI".to_owned()))?;
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+        headers.insert(USER_AGENT, OUR_NAME);
+        for name in outgoing.headers.keys() {
+            headers.remove(name);
+        }
+        headers.extend(outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        for (name, id) in [(JOB, self.history.to_string()), (REQUEST_ID, Uuid::now_v7().to_string())] {
+            let id = HeaderValue::try_from(id).map_err(|error| ClientError::Call(error.to_string()))?;
+            headers.insert(name, id);
+        }
+        if outgoing.signed {
+            self.parts
+                .credentials
+                .sign(&mut request, &outgoing.url, token, SystemTime::now())
+                .map_err(|problem| self.source_problem(&problem))?;
+        }
+        Ok(request)
+    }
+
+    /// The token the source wants, if it wants one: kept, or fetched now in a turn of its own.
+    async fn token(&self, outgoing: &Outgoing) -> Result<Option<Token>, ClientError> {
+        let Some(oauth2) = self.parts.credentials.oauth2() else { return Ok(None) };
+        let fetch = async {
+            let asked = Instant::now();
+            let outgoing = Outgoing {
+                method: Method::POST,
+                url: oauth2.url().clone(),
+                headers: oauth2.headers().clone(),
+                body: oauth2.form().clone(),
+                // Asked for twice, there are two tokens, and no harm.
+                idempotent: true,
+                signed: false,
+            };
+            let answer = Box::pin(self.exchange(&outgoing)).await?;
+            OAuth2::read(&answer, asked).map_err(|no| {
+                let mut url = oauth2.url().clone();
+                url.set_query(None);
+                ClientError::Token { url: url.into(), problem: self.mask(&no.problem), passing: no.passing }
+            })
+        };
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(self.cancelled(outgoing)),
+            token = oauth2.token(fetch) => token.map(Some),
+        }
+    }
+
+    /// A source that asks to be left alone is, by every runner.
+    async fn heed(&self, answer: &Answer) {
+        let Some(pause) = pause_wanted(answer.status, &answer.headers) else { return };
+        let source = self.parts.source.id;
+        tracing::info!(%source, seconds = pause.as_secs(), "the source asks for a pause");
+        if let Err(error) = self.limiter.pause(source, pause).await {
+            tracing::warn!(%error, %source, "failed to pause the source for other runners");
+        }
+    }
+
+    /// The URL of a call: below the Address, whatever its path says.
+    pub(super) fn url(&self, call: &Call) -> Result<Url, ClientError> {
+        let base = &self.parts.base;
+        let refused = |problem: &str| {
+            ClientError::Call(format!(
+                "the path `{}` {problem}",
+                self.mask(call.path.split('?').next().unwrap_or_default())
+            ))
+        };
         if !call.path.starts_with('/') {
-            return Err(ClientError::Call(format!("the path `{}` must begin with /", call.path)));
+            return Err(refused("must begin with /"));
         }
         let (path, query) =
             call.path.split_once('?').map_or((call.path.as_str(), None), |(p, q)| (p, Some(q)));
-        let prefix = self.base.path().trim_end_matches('/');
-        let mut url = self.base.clone();
-        url.set_path(&format!("{prefix}{path}"));
+        let mut url = base.clone();
+        url.set_path(&format!("{}{path}", self.prefix()));
         url.set_query(query);
         if !call.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&call.query);
         }
         // set_path resolves "..", also percent-encoded.
-        let inside = url.path().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
-        if !inside || url.authority() != self.base.authority() {
-            return Err(ClientError::Call(format!(
-                "the path `{}` leads out of the source's Address",
-                call.path
-            )));
+        if !self.is_inside(&url) {
+            return Err(refused("leads out of the source's Address"));
         }
         Ok(url)
     }
 
-    fn explain(&self, error: &reqwest::Error, call: String) -> ClientError {
-        if let Some(reason) = refusal(error) {
-            ClientError::Refused { host: self.host().to_owned(), reason }
-        } else if error.is_timeout() {
-            let key = if error.is_connect() { "connect_timeout_seconds" } else { "request_timeout_seconds" };
-            ClientError::Timeout { call, key }
-        } else {
-            ClientError::Transport { call, problem: self.source.auth.mask(&chain(error)) }
+    /// The path and query behind the Address of a URL the source named; `None` if that is somewhere else.
+    pub(super) fn path_of(&self, url: &Url) -> Option<String> {
+        let path = self.is_inside(url).then(|| url.path().strip_prefix(self.prefix())).flatten()?;
+        Some(url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
+    }
+
+    fn prefix(&self) -> &str {
+        self.parts.base.path().trim_end_matches('/')
+    }
+
+    fn is_inside(&self, url: &Url) -> bool {
+        url.origin() == self.parts.base.origin()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.path().strip_prefix(self.prefix()).is_some_and(|rest| rest.starts_with('/'))
+    }
+
+    /// Method and address of a call for an error, without its query.
+    pub(super) fn name(&self, method: &Method, url: &Url) -> String {
+        self.mask(&format!("{method} {}{}", url.authority(), url.path()))
+    }
+
+    fn cancelled(&self, outgoing: &Outgoing) -> ClientError {
+        ClientError::Cancelled { call: self.name(&outgoing.method, &outgoing.url) }
+    }
+
+    fn source_problem(&self, problem: &str) -> ClientError {
+        let source = &self.parts.source;
+        ClientError::Source {
+            name: format!("{} ({})", source.source, source.id),
+            problem: self.mask(problem),
         }
     }
-}
 
-/// The TLS implementation every connection of this process uses. Safe to call any number of times.
-pub fn install_crypto() {
-    static ONCE: Once = Once::new();
-    // An error only means that the program has installed one already.
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-}
-
-/// How long the source wants to be left alone: `Retry-After` of a 429 or 503, in seconds or as a date.
-fn pause_wanted(answer: &Answer) -> Option<Duration> {
-    if ![StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&answer.status) {
-        return None;
-    }
-    let text = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = |text: &str| DateTime::parse_from_rfc2822(text).ok().map(|at| at.with_timezone(&Utc));
-    // By the source's own clock, where it tells.
-    let now = answer.headers.get(reqwest::header::DATE).and_then(|now| date(now.to_str().ok()?));
-    date(text)?.signed_duration_since(now.unwrap_or_else(Utc::now)).to_std().ok()
-}
-
-/// An error with its causes, without the URL, whose query may hold anything.
-fn chain(error: &reqwest::Error) -> String {
-    let mut text = match () {
-        () if error.is_connect() => "no connection".to_owned(),
-        () if error.is_builder() => "the HTTP client cannot be set up".to_owned(),
-        () => "the connection broke".to_owned(),
-    };
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
+    fn explain(&self, failure: Failure, outgoing: &Outgoing) -> ClientError {
+        let call = self.name(&outgoing.method, &outgoing.url);
+        let host = || bare(outgoing.url.host_str().unwrap_or_default()).to_owned();
+        match failure {
+            Failure::TotalTimeout => ClientError::Timeout { call, key: "request_timeout_seconds" },
+            Failure::Body(BodyError::Idle) => ClientError::Timeout { call, key: "idle_timeout_seconds" },
+            Failure::Body(BodyError::Coding(problem)) => {
+                ClientError::Answer { call, problem: self.mask(&problem) }
+            }
+            Failure::Transport(error) | Failure::Body(BodyError::Transport(error)) => match error {
+                TransportError::Refused(reason) => ClientError::Refused { host: host(), reason },
+                TransportError::Tls(problem) => {
+                    ClientError::Tls { host: host(), problem: self.mask(&problem) }
+                }
+                TransportError::ConnectTimeout => {
+                    ClientError::Timeout { call, key: "connect_timeout_seconds" }
+                }
+                other => ClientError::Transport { call, problem: self.mask(&other.to_string()) },
+            },
         }
-        cause = error.source();
-    }
-    text
-}
-
-/// The refusal of the resolver among the causes.
-fn refusal(error: &reqwest::Error) -> Option<AddressRefused> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(refused) = inner.and_then(|inner| inner.downcast_ref::<AddressRefused>()) {
-            return Some(refused.clone());
-        }
-        cause = error.source();
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_counts_in_seconds_and_as_a_date_by_the_sources_own_clock() {
-        let seconds = |status, headers: &[(&'static str, &'static str)]| {
-            let headers = headers
-                .iter()
-                .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
-                .collect();
-            let answer = Answer {
-                status: StatusCode::from_u16(status).unwrap(),
-                headers,
-                body: Vec::new(),
-                truncated: false,
-                duration: Duration::ZERO,
-                concurrency: 1,
-            };
-            pause_wanted(&answer).map(|pause| pause.as_secs())
-        };
-        assert_eq!(seconds(429, &[("retry-after", "7")]), Some(7));
-        assert_eq!(seconds(503, &[("retry-after", "7")]), Some(7));
-        assert_eq!(seconds(500, &[("retry-after", "7")]), None);
-        assert_eq!(seconds(429, &[]), None);
-        assert_eq!(seconds(429, &[("retry-after", "-1")]), None);
-        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(seconds(429, &[date, ("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10));
     }
 }

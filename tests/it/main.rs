@@ -40,5 +40,7 @@ mod schedule_properties;
 mod schedules;
 mod schema;
 mod service;
+mod source_client;
+mod source_tls;
 mod support;
 mod waiting;
