@@ -178,12 +178,12 @@ impl SourceClient {
             // After the turn, because signatures carry the time.
             let request = self.request(outgoing, token.as_ref())?;
             permit.in_doubt(true);
-            let tried = tokio::select! {
+            let outcome = tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => return Err(self.cancelled(outgoing)),
-                tried = self.attempt(request, &mut permit) => tried,
+                outcome = self.attempt(request, &mut permit) => outcome,
             };
-            match &tried {
+            match &outcome {
                 Ok(answer) => {
                     permit.in_doubt(answer.truncated);
                     self.heed(answer).await;
@@ -196,14 +196,14 @@ impl SourceClient {
 
             // 401 says that nothing was carried out, so this is safe for every method.
             if let (Some(token), Some(oauth2), Ok(answer), false) =
-                (&token, self.parts.credentials.oauth2(), &tried, renewed)
+                (&token, self.parts.credentials.oauth2(), &outcome, renewed)
                 && answer.status == StatusCode::UNAUTHORIZED
             {
                 renewed = true;
                 oauth2.forget(token).await;
                 continue;
             }
-            let ending = match &tried {
+            let ending = match &outcome {
                 Ok(answer) => Some(Ending::Answer(answer.status, &answer.headers)),
                 Err(Failure::Transport(error) | Failure::Body(BodyError::Transport(error))) => {
                     Some(Ending::Broken(error))
@@ -217,8 +217,8 @@ impl SourceClient {
                 self.retries.next(&ending, outgoing.idempotent, counted, begun.elapsed(), fastrand::f64())
             });
             let Some(wait) = wait else {
-                return tried
-                    .map(|answer| Answer { tries, concurrency, ..answer })
+                return outcome
+                    .map(|answer| Answer { concurrency, tries, ..answer })
                     .map_err(|failure| self.explain(failure, outgoing));
             };
             tracing::debug!(source = %self.parts.source.id, tries, ?wait, "a call is tried again");

@@ -14,6 +14,29 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use url::Url;
 
 /// How a source tells where the next page is.
+///
+/// ```no_run
+/// use rosterd::connectors::{Call, Paging, SourceClient};
+/// use rosterd::job::{JobContext, JobError, Outcome};
+///
+/// async fn count_open_issues(ctx: JobContext) -> Result<Outcome, JobError> {
+///     let client = SourceClient::new(
+///         ctx.in_source()?,
+///         &ctx.settings().sources,
+///         ctx.limiter().clone(),
+///         ctx.row().id,
+///         ctx.cancellation().clone(),
+///     )?;
+///     let search = Call::get("/rest/api/2/search").query("jql", "status = Open").query("maxResults", 100);
+///     let mut pages = client.pages(search, Paging::offset("startAt", "/issues").total("/total"));
+///     let mut open = 0;
+///     while let Some(page) = pages.next().await? {
+///         open += page.items.len();
+///         ctx.progress(format!("{open} issues"));
+///     }
+///     Ok(Outcome::with_result(serde_json::json!({ "open": open })))
+/// }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Paging {
     way: Way,
@@ -46,7 +69,8 @@ pub struct Pages {
     /// Of the next page; `None` once there is none.
     next: Option<Call>,
     offset: u64,
-    pages: usize,
+    /// Asked for so far.
+    count: usize,
     seen: HashSet<String>,
     last: Option<u64>,
 }
@@ -99,7 +123,7 @@ impl Pages {
         if let Way::Offset { parameter, .. } = &paging.way {
             put(&mut call, parameter, "0");
         }
-        Self { client, paging, next: Some(call), offset: 0, pages: 0, seen: HashSet::new(), last: None }
+        Self { client, paging, next: Some(call), offset: 0, count: 0, seen: HashSet::new(), last: None }
     }
 
     /// The next page, or `None` after the last. Any status but 2xx is an error, as is a page that was cut, holds no
@@ -107,11 +131,11 @@ impl Pages {
     pub async fn next(&mut self) -> Result<Option<Page>, ClientError> {
         let Some(call) = self.next.take() else { return Ok(None) };
         let url = self.client.url(&call)?;
-        if self.pages >= self.paging.max_pages {
+        if self.count >= self.paging.max_pages {
             let problem = format!("there are more than {} pages", self.paging.max_pages);
             return Err(self.wrong(&call.method, &url, problem));
         }
-        self.pages += 1;
+        self.count += 1;
         let answer = self.client.call(call.clone()).await?;
         let page =
             self.read(&call, &url, answer).map_err(|problem| self.wrong(&call.method, &url, problem))?;
@@ -133,16 +157,16 @@ impl Pages {
 
     fn read(&mut self, call: &Call, url: &Url, answer: Answer) -> Result<Option<Page>, String> {
         if !answer.status.is_success() {
-            return Err(format!("page {} has status {}", self.pages, answer.status));
+            return Err(format!("page {} has status {}", self.count, answer.status));
         }
         if answer.truncated {
             return Err(format!(
                 "page {} is longer than `sources.response_max_bytes`; ask for smaller pages",
-                self.pages
+                self.count
             ));
         }
         let mut body: Value = serde_json::from_slice(&answer.body)
-            .map_err(|error| format!("page {} is no JSON: {error}", self.pages))?;
+            .map_err(|error| format!("page {} is no JSON: {error}", self.count))?;
         let cursor = match &self.paging.way {
             Way::Cursor { next, .. } => cursor_in(&body, next)?,
             _ => None,
@@ -150,13 +174,13 @@ impl Pages {
         let total = match &self.paging.way {
             Way::Offset { total: Some(pointer), .. } => {
                 Some(body.pointer(pointer).and_then(Value::as_u64).ok_or_else(|| {
-                    format!("page {} has no number of all items at {pointer:?}", self.pages)
+                    format!("page {} has no number of all items at {pointer:?}", self.count)
                 })?)
             }
             _ => None,
         };
         let Some(Value::Array(items)) = body.pointer_mut(&self.paging.items).map(Value::take) else {
-            return Err(format!("page {} has no array at {:?}", self.pages, self.paging.items));
+            return Err(format!("page {} has no array at {:?}", self.count, self.paging.items));
         };
         self.is_new(&items)?;
         self.next = match &self.paging.way {
@@ -178,7 +202,7 @@ impl Pages {
             Way::Cursor { parameter, .. } => match cursor {
                 None => None,
                 Some(cursor) if self.seen.insert(cursor.clone()) => Some(with(call, parameter, &cursor)),
-                Some(_) => return Err(format!("page {} names a page that was read already", self.pages)),
+                Some(_) => return Err(format!("page {} names a page that was read already", self.count)),
             },
             Way::Link => match next_link(&answer.headers) {
                 None => None,
@@ -186,7 +210,7 @@ impl Pages {
                     let next = url.join(&link).map_err(|error| format!("its Link is no URL: {error}"))?;
                     self.seen.insert(url.to_string());
                     if self.seen.contains(next.as_str()) {
-                        return Err(format!("page {} names a page that was read already", self.pages));
+                        return Err(format!("page {} names a page that was read already", self.count));
                     }
                     let path = self.client.path_of(&next).ok_or_else(|| {
                         let host = next.host_str().unwrap_or_default();
@@ -210,7 +234,7 @@ impl Pages {
         }
         let hash = Some(hasher.finish());
         if self.last == hash {
-            return Err(format!("page {} is the page before it once more", self.pages));
+            return Err(format!("page {} is the page before it once more", self.count));
         }
         self.last = hash;
         Ok(())

@@ -85,8 +85,9 @@ fn is_worth_it(ending: &Ending<'_>, idempotent: bool) -> bool {
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
             _,
         ) => idempotent,
-        Ending::Answer(..) | Ending::OutOfTime => false,
-        Ending::Broken(TransportError::Refused(_) | TransportError::Tls(_)) => false,
+        Ending::Answer(..)
+        | Ending::OutOfTime
+        | Ending::Broken(TransportError::Refused(_) | TransportError::Tls(_)) => false,
         Ending::Broken(error) => idempotent || error.nothing_was_sent(),
     }
 }

@@ -127,7 +127,7 @@ fn chain(error: &reqwest::Error) -> String {
 }
 
 /// The first error of type `E` among the causes.
-fn cause<'a, E: Error + 'static>(error: &'a reqwest::Error) -> Option<&'a E> {
+fn cause<E: Error + 'static>(error: &reqwest::Error) -> Option<&E> {
     let mut next: Option<&(dyn Error + 'static)> = error.source();
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {

@@ -395,6 +395,8 @@ async fn a_cursor_and_a_link_lead_from_page_to_page() {
     assert_eq!(api.asked().len(), 8);
 }
 
+type Script = Box<dyn Fn(&Asked, usize) -> Reply + Send + Sync>;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_that_lead_nowhere_end_as_an_error() {
     let link = |link: &'static str| {
@@ -402,7 +404,6 @@ async fn pages_that_lead_nowhere_end_as_an_error() {
             Reply::Answer(200, vec![("link", format!("<{link}>; rel=next"))], format!("[{nth}]").into_bytes())
         }
     };
-    type Script = Box<dyn Fn(&Asked, usize) -> Reply + Send + Sync>;
     let cursor = || Paging::cursor("page", "/next", "/items");
     let cases: Vec<(Script, Paging, &str)> = vec![
         // The offset is not looked at.
@@ -582,7 +583,7 @@ async fn no_secret_reaches_a_log_line_an_error_or_a_debug_output() {
     let tokens =
         ScriptedApi::start(|_, nth| Reply::json(&json!({"access_token": format!("c4nary-token-{nth}")})))
             .await;
-    let said = &mut String::new();
+    let mut said = Vec::new();
     let ways = [
         json!({"Username": "svc", "Password": SECRET}),
         json!({"Header": "X-Key", "Key": SECRET}),
@@ -597,17 +598,18 @@ async fn no_secret_reaches_a_log_line_an_error_or_a_debug_output() {
         for path in ["/x".to_owned(), format!("/{SECRET}"), format!("/x?key={SECRET}")] {
             let mut request = Call::get(path).query("q", SECRET);
             request.headers.insert("x-note", HeaderValue::from_static("c4nary-of-the-author"));
-            said.push_str(&format!("{request:?} {client:?} "));
+            said.push(format!("{request:?} {client:?}"));
             match call(&client, request).await {
                 // As HttpJob keeps it.
                 Ok(answer) => {
                     let body = String::from_utf8_lossy(&answer.body).replace("c4nary-of-the-author", "");
-                    said.push_str(&format!("{answer:?} {} ", client.mask(&body)));
+                    said.push(format!("{answer:?} {}", client.mask(&body)));
                 }
-                Err(error) => said.push_str(&format!("{error} {error:?} ")),
+                Err(error) => said.push(format!("{error} {error:?}")),
             }
         }
     }
+    let said = said.join(" ");
     assert!(said.contains("Bearer ***") && said.contains("Basic ***"), "the echo was heard");
     let logged = String::from_utf8(caught.0.lock().unwrap().clone()).unwrap();
     assert!(logged.contains("a call is tried again"), "the lines were caught");

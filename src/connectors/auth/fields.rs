@@ -185,6 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn the_page_for_operators_names_every_field_of_every_way() {
+        let page = include_str!("../../../docs/sources.md");
+        for fields in &KINDS {
+            let row = page
+                .lines()
+                .find(|line| {
+                    line.starts_with('|') && fields.required.iter().all(|field| line.contains(field))
+                })
+                .unwrap_or_else(|| panic!("docs/sources.md has no row for {}", fields.name));
+            for field in fields.optional {
+                assert!(
+                    row.contains(&format!("[{field}]")),
+                    "docs/sources.md: {} takes {field}",
+                    fields.name
+                );
+            }
+        }
+    }
+
+    #[test]
     fn a_misspelt_field_is_refused_and_a_strange_one_is_not_ours() {
         for (name, meant) in [
             ("password", "write Password"),

@@ -31,10 +31,10 @@ pub(super) struct Credentials {
 enum Signer {
     /// The headers are all there is.
     Nothing,
-    OAuth1(oauth1::OAuth1),
+    OAuth1(Box<oauth1::OAuth1>),
     OAuth2(Box<OAuth2>),
     #[cfg(feature = "aws")]
-    Aws(aws::Aws),
+    Aws(Box<aws::Aws>),
 }
 
 impl Credentials {
@@ -54,10 +54,10 @@ impl Credentials {
                 let token = auth.secret("Token").unwrap_or_default();
                 headers.insert(AUTHORIZATION, bearer(token.expose_secret(), "Token")?);
             }
-            Some(Kind::OAuth1) => signer = Signer::OAuth1(oauth1::OAuth1::new(auth)?),
+            Some(Kind::OAuth1) => signer = Signer::OAuth1(Box::new(oauth1::OAuth1::new(auth)?)),
             Some(Kind::OAuth2) => signer = Signer::OAuth2(Box::new(OAuth2::new(auth, source)?)),
             #[cfg(feature = "aws")]
-            Some(Kind::Aws) => signer = Signer::Aws(aws::Aws::new(auth)),
+            Some(Kind::Aws) => signer = Signer::Aws(Box::new(aws::Aws::new(auth))),
             #[cfg(not(feature = "aws"))]
             Some(Kind::Aws) => {
                 return Err(

@@ -186,7 +186,8 @@ impl OAuth2 {
         let good = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(Self::USUAL);
         // A token for a hundred years is one for a day.
         let good = good.min(Duration::from_hours(24));
-        Ok(Token { value: granted.access_token, good_until: asked + good - Self::MARGIN.min(good / 5) })
+        let good = good.saturating_sub(Self::MARGIN.min(good / 5));
+        Ok(Token { value: granted.access_token, good_until: asked + good })
     }
 }
 
@@ -288,7 +289,7 @@ mod tests {
         assert_eq!(good_for(json!({"access_token": "t", "expires_in": 1e300})), Duration::from_mins(4));
         assert_eq!(
             good_for(json!({"access_token": "t", "expires_in": 1e15})),
-            Duration::from_hours(24) - OAuth2::MARGIN
+            Duration::from_mins(24 * 60 - 1)
         );
     }
 

@@ -130,10 +130,10 @@ async fn serve(
             Reply::Answer(status, headers, body) => {
                 let mut text = format!("HTTP/1.1 {status} Said So\r\n");
                 for (name, value) in headers {
-                    text.push_str(&format!("{name}: {value}\r\n"));
+                    text.extend([name, ": ", &value, "\r\n"]);
                 }
                 if status != 204 {
-                    text.push_str(&format!("content-length: {}\r\n", body.len()));
+                    text.extend(["content-length: ", &body.len().to_string(), "\r\n"]);
                 }
                 text.push_str("\r\n");
                 let mut bytes = text.into_bytes();
