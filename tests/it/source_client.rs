@@ -317,6 +317,34 @@ async fn fields_that_make_no_sense_are_a_sentence_before_anything_is_sent() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_statements_of_the_page_about_sources_run_and_make_a_client() {
+    let pool = pool().await;
+    let source = source(&pool, "HTTP", "https://api.example.com", json!({})).await;
+    let page = include_str!("../../docs/sources.md");
+    let statements: Vec<_> =
+        page.split("```sql").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+    assert_eq!(statements.len(), 2);
+    for statement in statements {
+        // The other tests have sources of the same kind.
+        let statement = statement.replace("where Source = 'HTTP'", &format!("where ID = '{}'", source.id));
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&pool).await.unwrap();
+        assert_eq!(done.rows_affected(), 1);
+    }
+    let (auth, payload): (Value, Value) =
+        sqlx::query_as("select AuthInfo, Payload from vm.SourceConfig where ID = $1")
+            .bind(source.id)
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = quick();
+    settings.ca_dir = folder.path().to_owned();
+    // All of it is understood, up to the file that is not there.
+    let error = client_with("https://127.0.0.1", auth, payload, &settings).await.unwrap_err().to_string();
+    assert!(error.contains("`tls_ca_file` in its Payload: corp.pem: No such file"), "{error}");
+}
+
 #[cfg(feature = "aws")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_to_aws_is_signed_anew_each_time() {
