@@ -3,7 +3,7 @@
 use url::Url;
 
 /// `Address` and `Port` as a URL; `https` unless the address says otherwise. An error finishes "this source: ".
-pub(super) fn base_url(address: &str, port: Option<u16>) -> Result<Url, String> {
+fn base_url(address: &str, port: Option<u16>) -> Result<Url, String> {
     let address = address.trim();
     if address.is_empty() {
         return Err("its Address is empty; give a host or a URL such as https://jira.example.com".to_owned());
@@ -22,6 +22,56 @@ pub(super) fn base_url(address: &str, port: Option<u16>) -> Result<Url, String> 
         url.set_port(port).map_err(|()| "its Address takes no Port".to_owned())?;
     }
     Ok(url)
+}
+
+/// Where everything of a source is: below its Address, and nowhere else.
+#[derive(Debug)]
+pub(super) struct Base {
+    url: Url,
+}
+
+impl Base {
+    /// From [`base_url`].
+    pub(super) fn new(address: &str, port: Option<u16>) -> Result<Self, String> {
+        base_url(address, port).map(|url| Self { url })
+    }
+
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The URL of a path, which may carry a query. An error finishes "the path ".
+    pub(super) fn join(&self, path: &str, query: &[(String, String)]) -> Result<Url, &'static str> {
+        if !path.starts_with('/') {
+            return Err("must begin with /");
+        }
+        let (path, rest) = path.split_once('?').map_or((path, None), |(path, rest)| (path, Some(rest)));
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{path}", self.prefix()));
+        url.set_query(rest);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        // set_path resolves "..", also percent-encoded.
+        if self.holds(&url) { Ok(url) } else { Err("leads out of the source's Address") }
+    }
+
+    /// The path and query behind the Address of a URL the source named; `None` if that is somewhere else.
+    pub(super) fn path_of(&self, url: &Url) -> Option<String> {
+        let path = self.holds(url).then(|| url.path().strip_prefix(self.prefix())).flatten()?;
+        Some(url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
+    }
+
+    fn prefix(&self) -> &str {
+        self.url.path().trim_end_matches('/')
+    }
+
+    fn holds(&self, url: &Url) -> bool {
+        url.origin() == self.url.origin()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.path().strip_prefix(self.prefix()).is_some_and(|rest| rest.starts_with('/'))
+    }
 }
 
 /// An absolute URL that may be called. An error finishes "its Address ", and repeats nothing of it but its scheme.
@@ -54,6 +104,29 @@ mod tests {
         assert_eq!(url("::1", Some(81)).unwrap(), "https://[::1]:81/");
         for bad in ["", "ftp://h", "https://user:pw@h", "https://h/?q=1", "https://h/#x", "http://"] {
             assert!(base_url(bad, None).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_leads_out_of_an_address() {
+        let base = Base::new("https://h/api", None).unwrap();
+        let join =
+            |path: &str| base.join(path, &[("q".to_owned(), "a b".to_owned())]).map(|url| url.to_string());
+        assert_eq!(join("/x?y=1").unwrap(), "https://h/api/x?y=1&q=a+b");
+        assert_eq!(join("//evil/x").unwrap(), "https://h/api//evil/x?q=a+b");
+        for path in ["x", "", "/../x", "/%2e%2E/x", "/a/../../x", "\\evil\\x"] {
+            assert!(join(path).is_err(), "{path}");
+        }
+        let path_of = |url: &str| base.path_of(&Url::parse(url).unwrap());
+        assert_eq!(path_of("https://h:443/api/x?page=2").unwrap(), "/x?page=2");
+        for url in [
+            "http://h/api/x",
+            "https://h:8443/api/x",
+            "https://evil/api/x",
+            "https://h/apix",
+            "https://u@h/api/x",
+        ] {
+            assert_eq!(path_of(url), None, "{url}");
         }
     }
 

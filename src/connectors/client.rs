@@ -1,7 +1,7 @@
 //! Calls to a source: within its limits, to where it may be called, with its credentials, bounded in time and size,
 //! and tried again where that does no harm.
 
-use super::address::base_url;
+use super::address::Base;
 use super::auth::{Credentials, OAuth2, Token};
 use super::body::{self, BodyError, BodyLimits};
 use super::call::{Answer, Call};
@@ -36,7 +36,7 @@ pub struct SourceClient {
 
 struct Parts {
     source: SourceConfig,
-    base: Url,
+    base: Base,
     transport: Transport,
     credentials: Credentials,
     masker: Masker,
@@ -48,7 +48,7 @@ impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Parts")
             .field("source", &self.source.id)
-            .field("base", &self.base.as_str())
+            .field("base", &self.base.url().as_str())
             .finish_non_exhaustive()
     }
 }
@@ -90,15 +90,15 @@ impl SourceClient {
             name: format!("{} ({})", source.source, source.id),
             problem: masker.mask(&problem),
         };
-        let base = base_url(&source.address, source.port).map_err(problem)?;
+        let base = Base::new(&source.address, source.port).map_err(problem)?;
         let policy = AddressPolicy::new(settings.allow_private.clone());
         // A name is checked when it is connected to. This one is known to be refused.
-        let host = base.host_str().unwrap_or_default();
+        let host = base.url().host_str().unwrap_or_default();
         policy
             .check_host(host)
             .map_err(|reason| ClientError::Refused { host: bare(host).to_owned(), reason })?;
         let credentials = Credentials::new(&source.auth, source.id).map_err(problem)?;
-        let uses_tls = std::iter::once(&base)
+        let uses_tls = std::iter::once(base.url())
             .chain(credentials.oauth2().map(OAuth2::url))
             .any(|url| url.scheme() == "https");
         let tls = tls::client_config(&source.payload, &settings.ca_dir, uses_tls).map_err(problem)?;
@@ -324,46 +324,15 @@ impl SourceClient {
 
     /// The URL of a call: below the Address, whatever its path says.
     pub(super) fn url(&self, call: &Call) -> Result<Url, ClientError> {
-        let base = &self.parts.base;
-        let refused = |problem: &str| {
-            ClientError::Call(format!(
-                "the path `{}` {problem}",
-                self.mask(call.path.split('?').next().unwrap_or_default())
-            ))
-        };
-        if !call.path.starts_with('/') {
-            return Err(refused("must begin with /"));
-        }
-        let (path, query) =
-            call.path.split_once('?').map_or((call.path.as_str(), None), |(p, q)| (p, Some(q)));
-        let mut url = base.clone();
-        url.set_path(&format!("{}{path}", self.prefix()));
-        url.set_query(query);
-        if !call.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(&call.query);
-        }
-        // set_path resolves "..", also percent-encoded.
-        if !self.is_inside(&url) {
-            return Err(refused("leads out of the source's Address"));
-        }
-        Ok(url)
+        self.parts.base.join(&call.path, &call.query).map_err(|problem| {
+            let path = self.mask(call.path.split('?').next().unwrap_or_default());
+            ClientError::Call(format!("the path `{path}` {problem}"))
+        })
     }
 
     /// The path and query behind the Address of a URL the source named; `None` if that is somewhere else.
     pub(super) fn path_of(&self, url: &Url) -> Option<String> {
-        let path = self.is_inside(url).then(|| url.path().strip_prefix(self.prefix())).flatten()?;
-        Some(url.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}")))
-    }
-
-    fn prefix(&self) -> &str {
-        self.parts.base.path().trim_end_matches('/')
-    }
-
-    fn is_inside(&self, url: &Url) -> bool {
-        url.origin() == self.parts.base.origin()
-            && url.username().is_empty()
-            && url.password().is_none()
-            && url.path().strip_prefix(self.prefix()).is_some_and(|rest| rest.starts_with('/'))
+        self.parts.base.path_of(url)
     }
 
     /// Method and address of a call for an error, without its query.

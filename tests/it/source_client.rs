@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures)]
 
 use crate::generic_jobs::{pool, runner, settings, source};
-use crate::support::SOON;
 use crate::support::api::{Asked, Reply, ScriptedApi};
+use crate::support::{Daemon, SOON, TestDb};
 use rosterd::config::SourcesSection;
 use rosterd::connectors::{Answer, Call, ClientError, HeaderValue, Method, Paging, SourceClient};
 use rosterd::history::HistoryId;
@@ -648,6 +648,52 @@ async fn no_secret_reaches_a_log_line_an_error_or_a_debug_output() {
                     [text.floor_char_boundary(at.saturating_sub(200))..text.ceil_char_boundary(at + 100)];
                 panic!("{form} shows in: {around}");
             }
+        }
+    }
+}
+
+#[test]
+fn no_secret_of_a_source_reaches_what_the_daemon_prints_or_keeps() {
+    const SECRET: &str = "c4nary/+ \"pass&word";
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let api = runtime.block_on(ScriptedApi::start(|asked, _| {
+        let heard = format!("{} {:?} {}", asked.target, asked.headers, String::from_utf8_lossy(&asked.body));
+        let token = json!({"access_token": "c4nary-token", "heard": heard});
+        if asked.target == "/token" {
+            Reply::json(&token)
+        } else {
+            Reply::Answer(500, vec![], heard.into_bytes())
+        }
+    }));
+    let mut db = TestDb::new();
+    let config = db.config("HttpJob", "", "");
+    let auth =
+        json!({"TokenUrl": format!("{}/token", api.address), "ClientID": "me", "ClientSecret": SECRET});
+    db.exec(&format!(
+        "insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+         select 'HTTP', OrganizationID, '{}', '{auth}' from JobConfig where ID = '{config}';
+         update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'",
+        api.address,
+    ));
+    let trace = [
+        ("RUST_LOG", "trace"),
+        ("ROSTERD__LOG__DATABASE_LEVEL", "trace"),
+        ("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8"),
+    ];
+    let mut daemon = Daemon::start_with(&db, &trace);
+    let id = db.insert(&config, r#"{"path": "/x"}"#);
+    db.wait_status(&id, 4);
+    daemon.stop();
+    let error = db.column(&id, "Error");
+    assert!(error.contains("GET /x answered 500"), "{error}");
+    assert!(db.column(&id, "Result").contains("Bearer ***"), "the echo was heard");
+    let kept = db.text(
+        "select string_agg(t, ' ') from (select h::text from JobHistory h union all select l::text from Logs l) x (t)",
+    );
+    for text in [daemon.output(), kept] {
+        for form in ["c4nary", "pass&w", "pass%26w", "YzRuYXJ5", "M0bmFyeS", "Y0bmFyeS", "NG5hcnk"] {
+            let line = text.lines().find(|line| line.contains(form));
+            assert!(line.is_none(), "{form} shows in: {}", line.unwrap_or_default());
         }
     }
 }

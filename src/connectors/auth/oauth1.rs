@@ -133,6 +133,8 @@ fn base_string(method: &str, url: &Url, form: &[u8], own: &[(&str, &str)]) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rsa::pkcs1v15::Signature;
+    use rsa::signature::{Keypair, Verifier};
     use serde_json::json;
 
     /// The key of the published example of RSA-SHA1 ("photos.example.net"), known to everybody.
@@ -213,6 +215,45 @@ Lw03eHTNQghS0A==
             assert!(header.contains(part), "{header}");
         }
         assert!(!format!("{:?}", oauth1()).contains("MIIC"));
+    }
+
+    #[test]
+    fn a_signature_holds_for_the_request_it_is_on_with_its_form_and_another_nonce_each_time() {
+        let url = Url::parse("https://jira.example.com/rest/x?jql=a%20b").unwrap();
+        let oauth1 = oauth1();
+        let verifier = oauth1.key.verifying_key();
+        let mut nonces = std::collections::HashSet::new();
+        for (kind, signed) in [
+            ("application/x-www-form-urlencoded; charset=utf-8", b"a=1&b=%20".as_slice()),
+            ("application/json", b"".as_slice()),
+        ] {
+            let request = http::Request::post(url.as_str())
+                .header(CONTENT_TYPE, kind)
+                .body(Bytes::from_static(b"a=1&b=%20"))
+                .unwrap();
+            let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+            let header = oauth1.authorization(&request, &url, now).unwrap();
+            let field = |name: &str| {
+                let value = header.split_once(&format!("{name}=\"")).unwrap().1.split_once('"').unwrap().0;
+                percent_encoding::percent_decode_str(value).decode_utf8().unwrap().into_owned()
+            };
+            assert_eq!(field("oauth_timestamp"), "1700000000");
+            let nonce = field("oauth_nonce");
+            let own = [
+                ("oauth_consumer_key", "dpf43f3p2l4k3l03"),
+                ("oauth_nonce", nonce.as_str()),
+                ("oauth_signature_method", "RSA-SHA1"),
+                ("oauth_timestamp", "1700000000"),
+                ("oauth_token", ""),
+                ("oauth_version", "1.0"),
+            ];
+            let signature = BASE64_STANDARD.decode(field("oauth_signature")).unwrap();
+            let signature = Signature::try_from(signature.as_slice()).unwrap();
+            let text = |body: &[u8]| base_string("POST", &url, body, &own);
+            verifier.verify(text(signed).as_bytes(), &signature).unwrap();
+            assert!(verifier.verify(text(b"a=2").as_bytes(), &signature).is_err());
+            assert!(nonces.insert(nonce.clone()));
+        }
     }
 
     #[test]
