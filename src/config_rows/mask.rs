@@ -82,9 +82,11 @@ fn forms(secret: &str, into: &mut Vec<String>) {
     into.push(html);
     // Shorter ones are in base64 by chance all the time.
     if secret.len() >= 4 {
-        for alphabet in [STANDARD, URL_SAFE] {
+        // OAuth 2 encodes it as in a form before it becomes basic authentication.
+        let in_form = utf8_percent_encode(secret, FORM).to_string().replace("%20", "+");
+        for (alphabet, text) in [(STANDARD, secret), (URL_SAFE, secret), (STANDARD, &in_form)] {
             let engine = GeneralPurpose::new(&alphabet, NO_PAD);
-            into.extend((0..3).filter_map(|offset| inner_base64(&engine, secret, offset)));
+            into.extend((0..3).filter_map(|offset| inner_base64(&engine, text, offset)));
         }
     }
 }
@@ -137,12 +139,16 @@ mod tests {
             percent,
             json!({ "echo": CANARY }).to_string(),
             BASE64_STANDARD.encode(CANARY),
+            BASE64_STANDARD.encode(format!("me:{}", url.query().unwrap().trim_start_matches("key="))),
             BASE64_URL_SAFE_NO_PAD.encode(format!("x{CANARY}y")),
             "c\u{e4}&quot;n/ary+ &amp;&lt;pass&gt;=word&#39;".to_owned(),
         ];
         for text in shown {
             let masked = masker().mask(&text);
             assert!(masked.contains("***"), "{text}");
+            let plain =
+                BASE64_STANDARD.decode(masked.replace("***", "").trim_end_matches('=')).unwrap_or_default();
+            let masked = format!("{masked} {}", String::from_utf8_lossy(&plain));
             for piece in ["n/ary", "pass", "word"] {
                 assert!(!masked.contains(piece), "{text} -> {masked}");
             }
