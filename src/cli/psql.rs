@@ -5,7 +5,6 @@
 use super::{Database, Failure, block_on};
 use crate::config::Config;
 use crate::postgres::embedded::find_binaries;
-use reqwest::Url;
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::ExposeSecret;
 use sqlx::postgres::PgSslMode;
@@ -14,6 +13,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
 
 /// Options of `rosterd psql`.
 #[derive(Debug, clap::Args)]

@@ -96,7 +96,7 @@ fn masked(url: &str) -> String {
 }
 
 fn has_password(url: &str) -> bool {
-    reqwest::Url::parse(url)
+    url::Url::parse(url)
         .is_ok_and(|url| url.password().is_some() || url.query_pairs().any(|(name, _)| name == "password"))
 }
 

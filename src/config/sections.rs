@@ -258,8 +258,15 @@ pub struct SourcesSection {
     #[serde(deserialize_with = "networks")]
     pub allow_private: Vec<IpNet>,
     pub response_max_bytes: usize,
+    pub decompression_max_ratio: usize,
     pub connect_timeout_seconds: f64,
+    pub idle_timeout_seconds: f64,
     pub request_timeout_seconds: f64,
+    pub retries: u32,
+    pub retry_base_seconds: f64,
+    pub retry_max_seconds: f64,
+    pub retry_total_seconds: f64,
+    pub ca_dir: PathBuf,
 }
 
 impl SourcesSection {
@@ -268,7 +275,27 @@ impl SourcesSection {
         seconds(self.connect_timeout_seconds)
     }
 
-    /// How long one call may take in all.
+    /// How long an answer may stand still once it has begun.
+    pub fn idle_timeout(&self) -> Duration {
+        seconds(self.idle_timeout_seconds)
+    }
+
+    /// How long the first back-off is at most.
+    pub fn retry_base(&self) -> Duration {
+        seconds(self.retry_base_seconds)
+    }
+
+    /// How long a back-off is at most.
+    pub fn retry_max(&self) -> Duration {
+        seconds(self.retry_max_seconds)
+    }
+
+    /// How long after the first start another try may begin.
+    pub fn retry_total(&self) -> Duration {
+        seconds(self.retry_total_seconds)
+    }
+
+    /// How long one try may take in all.
     pub fn request_timeout(&self) -> Duration {
         seconds(self.request_timeout_seconds)
     }

@@ -1,7 +1,9 @@
 //! What operators configured: `JobConfig` with its organization and its sources, as one run sees them.
 
+mod mask;
 mod source;
 
+pub use mask::Masker;
 pub use source::{AuthInfo, SourceConfig};
 
 use crate::secrets::{Holder, Keyring};

@@ -1,6 +1,9 @@
 //! `SourceConfig`: one credentialed connection to an outside system, and how hard it may be hit.
 
+use super::Masker;
 use crate::secrets::{Holder, Keyring, NAMES};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -99,12 +102,26 @@ impl AuthInfo {
         plain.chain(opened).filter(|value| !value.is_empty()).map(SecretString::from).collect()
     }
 
-    /// `text` with every secret of this source masked.
+    /// `text` with every secret of this source masked, also where it is written as URLs, JSON or base64 do.
     pub fn mask(&self, text: &str) -> String {
+        self.masker().mask(text)
+    }
+
+    /// What masks its secrets, for many texts.
+    pub fn masker(&self) -> Masker {
         let mut secrets = self.secrets();
-        // One that is a part of another would leave the rest of that one behind.
-        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose_secret().len()));
-        secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.expose_secret(), "***"))
+        // As basic authentication writes them; the password alone leaves the ends of it.
+        for (user, secret) in [("Username", "Password"), ("ClientID", "ClientSecret")] {
+            if let (Some(user), Some(secret)) = (self.text(user), self.secret(secret)) {
+                secrets.push(BASE64_STANDARD.encode(format!("{user}:{}", secret.expose_secret())).into());
+            }
+        }
+        Masker::new(secrets)
+    }
+
+    /// The names of its fields and whether each is a text, for those who check them.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.fields.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value.is_string() || self.opened.contains_key(name)))
     }
 }
 

@@ -1,152 +1,87 @@
-//! Calls to a source: within its limits, to where it may be called, with its credentials, and bounded in
-//! time and size.
+//! Calls to a source: within its limits, to where it may be called, with its credentials, bounded in time and size,
+//! and tried again where that does no harm.
 
-use super::address::{base_url, credentials};
-use super::transport::{Transport, TransportError};
+use super::address::Base;
+use super::auth::{Credentials, OAuth2, Token};
+use super::body::{self, BodyError, BodyLimits};
+use super::call::{Answer, Call};
+use super::error::ClientError;
+use super::net::{AddressPolicy, bare};
+use super::paging::{Pages, Paging};
+use super::retry::{Ending, RetryPolicy, pause_wanted};
+use super::tls;
+use super::transport::{Ready, Transport, TransportError};
 use crate::config::SourcesSection;
-use crate::config_rows::SourceConfig;
-use crate::connectors::net::{AddressPolicy, AddressRefused};
+use crate::config_rows::{Masker, SourceConfig};
 use crate::history::HistoryId;
 use crate::limits::{CallPermit, LimitError, SourceLimiter};
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
-use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
-use http::{Method, StatusCode};
-use std::net::IpAddr;
-use std::sync::{Arc, Once};
-use std::time::{Duration, Instant};
+use http::header::{ACCEPT_ENCODING, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use url::Url;
+use uuid::Uuid;
 
-/// Calls one source on behalf of one run. Follows no redirects and uses no proxy.
+/// Calls one source on behalf of one run. Follows no redirects and uses no proxy. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SourceClient {
-    source: SourceConfig,
-    base: Url,
-    transport: Transport,
-    /// Credentials, and who is calling.
-    headers: HeaderMap,
-    request_timeout: Duration,
+    parts: Arc<Parts>,
     limiter: SourceLimiter,
     history: HistoryId,
     cancel: CancellationToken,
+    retries: RetryPolicy,
 }
 
-/// One call.
-#[derive(Debug, Clone)]
-pub struct Call {
-    /// GET, POST, ...
-    pub method: Method,
-    /// Begins with "/", goes behind the path of the source's Address, and may carry a query.
-    pub path: String,
-    /// More of the query.
-    pub query: Vec<(String, String)>,
-    /// Its own headers.
-    pub headers: HeaderMap,
-    /// Its body.
-    pub body: Option<Vec<u8>>,
+struct Parts {
+    source: SourceConfig,
+    base: Base,
+    transport: Transport,
+    credentials: Credentials,
+    masker: Masker,
+    body_limits: BodyLimits,
+    request_timeout: Duration,
 }
 
-impl Call {
-    /// A GET.
-    pub fn get(path: impl Into<String>) -> Self {
-        Self {
-            method: Method::GET,
-            path: path.into(),
-            query: Vec::new(),
-            headers: HeaderMap::new(),
-            body: None,
-        }
-    }
-
-    /// A POST of a JSON value.
-    pub fn post_json(path: impl Into<String>, body: &serde_json::Value) -> Self {
-        let mut call =
-            Self { method: Method::POST, body: Some(body.to_string().into_bytes()), ..Self::get(path) };
-        call.headers.insert(reqwest::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        call
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("source", &self.source.id)
+            .field("base", &self.base.url().as_str())
+            .finish_non_exhaustive()
     }
 }
 
-/// What a source answered, whatever its status.
-#[derive(Debug, Clone)]
-pub struct Answer {
-    /// The status.
-    pub status: StatusCode,
-    /// The headers.
-    pub headers: HeaderMap,
-    /// The body, at most `sources.response_max_bytes` of it.
-    pub body: Vec<u8>,
-    /// Whether the body was longer.
-    pub truncated: bool,
-    /// From the start of the call to the end of the body.
-    pub duration: Duration,
-    /// `Concurrency` of the source when the call was granted.
-    pub concurrency: u32,
+/// A request as it goes out, again and again.
+struct Outgoing {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+    idempotent: bool,
+    /// Whether the source's credentials go with it.
+    signed: bool,
 }
 
-/// Why there is no answer. No text of it holds a secret of the source.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Address, Port or `AuthInfo` do not make sense.
-    #[error("failed to use source {name}: {problem}")]
-    Source {
-        /// `SourceConfig.Source` and ID.
-        name: String,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The call itself does not make sense.
-    #[error("failed to make the call: {0}")]
-    Call(String),
-    /// The address may not be called.
-    #[error("failed to connect to {host}: {reason}")]
-    Refused {
-        /// The host of the source.
-        host: String,
-        /// Why not.
-        reason: AddressRefused,
-    },
-    /// The call was not granted.
-    #[error(transparent)]
-    Limit(#[from] LimitError),
-    /// The run was cancelled in the middle of the call.
-    #[error("failed to finish {call}: the run was cancelled")]
-    Cancelled {
-        /// Method and address.
-        call: String,
-    },
-    /// Time ran out (`sources.connect_timeout_seconds`, `sources.request_timeout_seconds`).
-    #[error("failed to finish {call}: time ran out (`sources.{key}`)")]
-    Timeout {
-        /// Method and address.
-        call: String,
-        /// Which of the two.
-        key: &'static str,
-    },
-    /// No connection, or it broke.
-    #[error("failed to finish {call}: {problem}")]
-    Transport {
-        /// Method and address.
-        call: String,
-        /// What the network said.
-        problem: String,
-    },
+/// How a try ended without an answer.
+enum Failure {
+    Transport(TransportError),
+    Body(BodyError),
+    Limit(LimitError),
+    TotalTimeout,
 }
 
-impl ClientError {
-    /// Whether the same call may succeed later without anybody changing anything.
-    pub fn is_passing(&self) -> bool {
-        match self {
-            Self::Source { .. } | Self::Call(_) | Self::Refused { .. } => false,
-            Self::Limit(error) => !matches!(error, LimitError::Inactive { .. } | LimitError::Unknown(_)),
-            Self::Cancelled { .. } | Self::Timeout { .. } | Self::Transport { .. } => true,
-        }
-    }
-}
+/// After a 429 that does not say how long to wait.
+const PAUSE_UNASKED: Duration = Duration::from_secs(1);
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const JOB: HeaderName = HeaderName::from_static("x-rosterd-job");
+const OUR_NAME: HeaderValue = HeaderValue::from_static(concat!("rosterd/", env!("CARGO_PKG_VERSION")));
 
 impl SourceClient {
-    /// For a source, with the daemon's settings, on behalf of one run.
+    /// For a source, with the daemon's settings, on behalf of one run. Calls are tried again as the configuration
+    /// says (`sources.retries`); see [`SourceClient::retrying`].
     pub fn new(
         source: &SourceConfig,
         settings: &SourcesSection,
@@ -154,211 +89,328 @@ impl SourceClient {
         history: HistoryId,
         cancel: CancellationToken,
     ) -> Result<Self, ClientError> {
+        let masker = source.auth.masker();
         let problem = |problem: String| ClientError::Source {
             name: format!("{} ({})", source.source, source.id),
-            problem: source.auth.mask(&problem),
+            problem: masker.mask(&problem),
         };
-        let base = base_url(&source.address, source.port).map_err(problem)?;
-        let mut headers = credentials(&source.auth).map_err(problem)?;
-        let id = HeaderValue::from_str(&history.to_string()).map_err(|e| problem(e.to_string()))?;
-        headers.insert(HeaderName::from_static("x-rosterd-job"), id);
-        install_crypto();
+        let base = Base::new(&source.address, source.port).map_err(problem)?;
         let policy = AddressPolicy::new(settings.allow_private.clone());
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("rosterd/", env!("CARGO_PKG_VERSION"))));
-        // A machine without root certificates can still speak plain HTTP.
-        let tls = if base.scheme() == "http" { None } else { Some(tls_settings().map_err(problem)?) };
-        let transport = Transport::new(
-            policy.clone(),
-            tls,
-            Duration::from_secs_f64(settings.connect_timeout_seconds),
-            Duration::from_secs_f64(settings.request_timeout_seconds),
-            settings.response_max_bytes,
-        );
-        let client = Self {
-            source: source.clone(),
-            transport,
-            headers,
-            request_timeout: Duration::from_secs_f64(settings.request_timeout_seconds),
-            base,
-            limiter,
-            history,
-            cancel,
+        // A name is checked when it is connected to. This one is known to be refused.
+        let host = base.url().host_str().unwrap_or_default();
+        policy
+            .check_host(host)
+            .map_err(|reason| ClientError::Refused { host: bare(host).to_owned(), reason })?;
+        let credentials = Credentials::new(&source.auth, source.id).map_err(problem)?;
+        let uses_tls = std::iter::once(base.url())
+            .chain(credentials.oauth2().map(OAuth2::url))
+            .any(|url| url.scheme() == "https");
+        let tls = tls::client_config(&source.payload, &settings.ca_dir, uses_tls).map_err(problem)?;
+        let transport = Transport::new(policy, settings.connect_timeout(), tls);
+        let body_limits = BodyLimits {
+            max_bytes: settings.response_max_bytes,
+            idle: settings.idle_timeout(),
+            max_ratio: settings.decompression_max_ratio,
         };
-        // An IP address is connected to without asking the resolver.
-        if let Ok(address) = client.host().parse::<IpAddr>() {
-            let refused = |reason| ClientError::Refused { host: client.host().to_owned(), reason };
-            policy.check(address).map_err(refused)?;
-        }
-        Ok(client)
+        let request_timeout = settings.request_timeout();
+        let parts = Parts {
+            source: source.clone(),
+            base,
+            transport,
+            credentials,
+            masker,
+            body_limits,
+            request_timeout,
+        };
+        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries: RetryPolicy::of(settings) })
+    }
+
+    /// The same client with another rule for trying again; [`RetryPolicy::NEVER`], for instance.
+    #[must_use]
+    pub fn retrying(self, retries: RetryPolicy) -> Self {
+        Self { retries, ..self }
+    }
+
+    /// The rule by which it tries again.
+    pub fn retries(&self) -> RetryPolicy {
+        self.retries
     }
 
     /// The source it calls.
     pub fn source(&self) -> &SourceConfig {
-        &self.source
+        &self.parts.source
     }
 
-    fn host(&self) -> &str {
-        let host = self.base.host_str().unwrap_or_default();
-        host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
-    }
-
-    /// Waits for its turn, calls, and reads the answer. Ends at once when the run is cancelled.
-    pub async fn call(&self, call: Call) -> Result<Answer, ClientError> {
-        let url = self.url(&call)?;
-        let name = self.source.auth.mask(&format!("{} {}{}", call.method, self.base.authority(), url.path()));
-        let mut request = http::Request::new(Bytes::from(call.body.unwrap_or_default()));
-        *request.method_mut() = call.method;
-        *request.uri_mut() = url.as_str().parse().map_err(|e| ClientError::Call(format!("{e}")))?;
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().extend(call.headers);
-        let permit = self.limiter.reserve(&self.source, self.history, &self.cancel).await?;
-        // A call that has begun runs to its end, whoever waits for it: the source is busy with it until then.
-        let wanted = self.cancel.child_token();
-        let _until_dropped = wanted.clone().drop_guard();
-        let exchange = tokio::spawn(self.clone().exchange(request, permit, wanted));
-        tokio::select! {
-            biased;
-            () = self.cancel.cancelled() => Err(ClientError::Cancelled { call: name }),
-            answer = exchange => match answer {
-                Ok(answer) => answer.map_err(|error| self.explain(error, name)),
-                Err(error) => Err(ClientError::Transport { call: name, problem: error.to_string() }),
-            },
+    /// `text` with every secret of the source masked, and every token it gave: for what is logged or kept of an answer.
+    pub fn mask(&self, text: &str) -> String {
+        let text = self.parts.masker.mask(text);
+        match self.parts.credentials.oauth2() {
+            Some(oauth2) => Masker::new(oauth2.secrets()).mask(&text),
+            None => text,
         }
     }
 
-    async fn exchange(
+    /// Waits for its turn, calls, and reads the answer, whatever its status; where that does no harm it tries again.
+    /// Every try waits for a turn of its own. Ends at once when the run is cancelled.
+    pub async fn call(&self, call: Call) -> Result<Answer, ClientError> {
+        let outgoing = Outgoing {
+            url: self.url(&call)?,
+            method: call.method,
+            headers: call.headers,
+            body: call.body.unwrap_or_default(),
+            idempotent: call.idempotent,
+            signed: true,
+        };
+        self.exchange(&outgoing).await
+    }
+
+    /// Calls page after page, see [`Paging`].
+    pub fn pages(&self, call: Call, paging: Paging) -> Pages {
+        Pages::new(self.clone(), call, paging)
+    }
+
+    async fn exchange(&self, outgoing: &Outgoing) -> Result<Answer, ClientError> {
+        let (mut tries, mut renewed) = (0, false);
+        let mut begun: Option<Instant> = None;
+        loop {
+            // Before the turn, because it may need a turn of its own, and the source may have one at a time.
+            let token = if outgoing.signed { self.token(outgoing).await? } else { None };
+            let permit = self.limiter.reserve(&self.parts.source, self.history, &self.cancel).await?;
+            // After the turn, because signatures carry the time.
+            let request = self.request(outgoing, token.as_ref())?;
+            // A call that has begun runs to its end, whoever waits for it: the source is busy with it until then.
+            let wanted = self.cancel.child_token();
+            let _until_dropped = wanted.clone().drop_guard();
+            let attempt = tokio::spawn(self.clone().attempt(request, permit, wanted).in_current_span());
+            let attempt = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(self.cancelled(outgoing)),
+                attempt = attempt => attempt,
+            };
+            let (outcome, concurrency) = match attempt {
+                Ok(Some(ended)) => ended,
+                Ok(None) => return Err(self.cancelled(outgoing)),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            };
+            let begun = *begun.get_or_insert_with(Instant::now);
+            tries += 1;
+
+            // 401 says that nothing was carried out, so this is safe for every method.
+            if let (Some(token), Some(oauth2), Ok(answer), false) =
+                (&token, self.parts.credentials.oauth2(), &outcome, renewed)
+                && answer.status == StatusCode::UNAUTHORIZED
+            {
+                renewed = true;
+                oauth2.forget(token).await;
+                continue;
+            }
+            let ending = match &outcome {
+                Ok(answer) => Some(Ending::Answer(answer.status, &answer.headers)),
+                Err(Failure::Transport(error) | Failure::Body(BodyError::Transport(error))) => {
+                    Some(Ending::Broken(error))
+                }
+                Err(Failure::TotalTimeout | Failure::Body(BodyError::Idle)) => Some(Ending::OutOfTime),
+                Err(Failure::Body(BodyError::Coding(_)) | Failure::Limit(_)) => None,
+            };
+            // A try with a token that was no longer good is not one of those that were allowed.
+            let counted = tries - u32::from(renewed);
+            let wait = ending.and_then(|ending| {
+                self.retries.next(&ending, outgoing.idempotent, counted, begun.elapsed(), fastrand::f64())
+            });
+            let Some(wait) = wait else {
+                return outcome
+                    .map(|answer| Answer { concurrency, tries, ..answer })
+                    .map_err(|failure| self.explain(failure, outgoing));
+            };
+            tracing::debug!(source = %self.parts.source.id, tries, ?wait, "a call is tried again");
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return Err(self.cancelled(outgoing)),
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One try, from its start to the last byte of the answer, and what the source's Concurrency is now. `None`: nobody
+    /// wanted it any more before it had begun.
+    async fn attempt(
         self,
         request: http::Request<Bytes>,
         mut permit: CallPermit,
         wanted: CancellationToken,
-    ) -> Result<Answer, TransportError> {
+    ) -> Option<(Result<Answer, Failure>, u32)> {
+        let outcome = loop {
+            let ready = tokio::select! {
+                biased;
+                () = wanted.cancelled() => return None,
+                ready = self.parts.transport.ready(&request, &permit) => ready,
+            };
+            let ready = match ready {
+                Ok(Ok(ready)) => ready,
+                Ok(Err(error)) => break Err(Failure::Transport(error)),
+                Err(error) => break Err(Failure::Limit(error)),
+            };
+            permit.in_doubt(true);
+            let exchange = self.exchange_on(ready, request.clone());
+            let outcome = tokio::time::timeout(self.parts.request_timeout, exchange).await;
+            match outcome.unwrap_or(Err(Failure::TotalTimeout)) {
+                Err(Failure::Transport(TransportError::Missed(_))) => permit.in_doubt(false),
+                outcome => break outcome,
+            }
+        };
+        match &outcome {
+            Ok(answer) => {
+                permit.in_doubt(answer.truncated);
+                if !self.heed(answer).await {
+                    permit.answered();
+                }
+            }
+            Err(Failure::Transport(error)) if error.nothing_was_sent() => permit.in_doubt(false),
+            Err(_) => {}
+        }
+        Some((outcome, permit.concurrency()))
+    }
+
+    async fn exchange_on(&self, ready: Ready, request: http::Request<Bytes>) -> Result<Answer, Failure> {
         let started = Instant::now();
-        let received = self.transport.send(request, &mut permit, wanted);
-        let received = tokio::time::timeout(self.request_timeout, received)
-            .await
-            .map_err(|_| TransportError::ReadTimeout)??;
-        let (head, body) = received.into_parts();
-        let answer = Answer {
+        let answer = ready.send(request).await.map_err(Failure::Transport)?;
+        let (mut head, body) = answer.into_parts();
+        let (body, truncated) =
+            body::read(body, &mut head.headers, self.parts.body_limits).await.map_err(Failure::Body)?;
+        Ok(Answer {
             status: head.status,
             headers: head.headers,
-            body: body.bytes.into(),
-            truncated: body.truncated,
+            body,
+            truncated,
             duration: started.elapsed(),
-            concurrency: permit.concurrency(),
-        };
-        if let Some(pause) = pause_wanted(&answer) {
-            let halve = answer.status == StatusCode::TOO_MANY_REQUESTS;
-            tracing::info!(source = %self.source.id, seconds = pause.as_secs(), "the source asks for a pause");
-            if let Err(error) = self.limiter.pause(self.source.id, pause, halve).await {
-                tracing::warn!(%error, source = %self.source.id, "failed to pause the source for other runners");
-            }
-        } else {
-            permit.answered();
+            concurrency: 0,
+            tries: 0,
+        })
+    }
+
+    fn request(
+        &self,
+        outgoing: &Outgoing,
+        token: Option<&Token>,
+    ) -> Result<http::Request<Bytes>, ClientError> {
+        let mut request = http::Request::new(outgoing.body.clone());
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() =
+            outgoing.url.as_str().parse().map_err(|_| ClientError::Call("its URL is no URI".to_owned()))?;
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("gzip, deflate"));
+        headers.insert(USER_AGENT, OUR_NAME);
+        for name in outgoing.headers.keys() {
+            headers.remove(name);
         }
-        Ok(answer)
-    }
-
-    fn url(&self, call: &Call) -> Result<Url, ClientError> {
-        if !call.path.starts_with('/') {
-            return Err(ClientError::Call(format!("the path `{}` must begin with /", call.path)));
+        headers.extend(outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        for (name, id) in [(JOB, self.history.to_string()), (REQUEST_ID, Uuid::now_v7().to_string())] {
+            let id = HeaderValue::try_from(id).map_err(|error| ClientError::Call(error.to_string()))?;
+            headers.insert(name, id);
         }
-        let (path, query) =
-            call.path.split_once('?').map_or((call.path.as_str(), None), |(p, q)| (p, Some(q)));
-        let prefix = self.base.path().trim_end_matches('/');
-        let mut url = self.base.clone();
-        url.set_path(&format!("{prefix}{path}"));
-        url.set_query(query);
-        if !call.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(&call.query);
+        if outgoing.signed {
+            self.parts
+                .credentials
+                .sign(&mut request, &outgoing.url, token, SystemTime::now())
+                .map_err(|problem| self.source_problem(&problem))?;
         }
-        // set_path resolves "..", also percent-encoded.
-        let inside = url.path().strip_prefix(prefix).is_some_and(|rest| rest.starts_with('/'));
-        if !inside || url.authority() != self.base.authority() {
-            return Err(ClientError::Call(format!(
-                "the path `{}` leads out of the source's Address",
-                call.path
-            )));
-        }
-        Ok(url)
+        Ok(request)
     }
 
-    fn explain(&self, error: TransportError, call: String) -> ClientError {
-        match error {
-            TransportError::Refused(reason) => ClientError::Refused { host: self.host().to_owned(), reason },
-            TransportError::Limit(error) => ClientError::Limit(error),
-            TransportError::NotWanted => ClientError::Cancelled { call },
-            TransportError::ConnectTimeout => ClientError::Timeout { call, key: "connect_timeout_seconds" },
-            TransportError::ReadTimeout => ClientError::Timeout { call, key: "request_timeout_seconds" },
-            TransportError::Request(problem) => ClientError::Call(self.source.auth.mask(&problem)),
-            error @ (TransportError::Connect(_) | TransportError::Broken(_)) => {
-                let problem = self.source.auth.mask(&format!("{:#}", anyhow::Error::from(error)));
-                ClientError::Transport { call, problem }
-            }
-        }
-    }
-}
-
-/// With the root certificates of this machine.
-fn tls_settings() -> Result<Arc<rustls::ClientConfig>, String> {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        return Err("no root certificates were found on this machine".to_owned());
-    }
-    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
-/// The TLS implementation every connection of this process uses. Safe to call any number of times.
-pub fn install_crypto() {
-    static ONCE: Once = Once::new();
-    // An error only means that the program has installed one already.
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-}
-
-/// How long the source wants to be left alone: `Retry-After` of a 429 or 503, in seconds or as a date.
-fn pause_wanted(answer: &Answer) -> Option<Duration> {
-    if ![StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&answer.status) {
-        return None;
-    }
-    let text = answer.headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = |text: &str| DateTime::parse_from_rfc2822(text).ok().map(|at| at.with_timezone(&Utc));
-    // By the source's own clock, where it tells.
-    let now = answer.headers.get(reqwest::header::DATE).and_then(|now| date(now.to_str().ok()?));
-    date(text)?.signed_duration_since(now.unwrap_or_else(Utc::now)).to_std().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retry_after_counts_in_seconds_and_as_a_date_by_the_sources_own_clock() {
-        let seconds = |status, headers: &[(&'static str, &'static str)]| {
-            let headers = headers
-                .iter()
-                .map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v)))
-                .collect();
-            let answer = Answer {
-                status: StatusCode::from_u16(status).unwrap(),
-                headers,
-                body: Vec::new(),
-                truncated: false,
-                duration: Duration::ZERO,
-                concurrency: 1,
+    /// The token the source wants, if it wants one: kept, or fetched now in a turn of its own.
+    async fn token(&self, outgoing: &Outgoing) -> Result<Option<Token>, ClientError> {
+        let Some(oauth2) = self.parts.credentials.oauth2() else { return Ok(None) };
+        let fetch = async {
+            let asked = Instant::now();
+            let outgoing = Outgoing {
+                method: Method::POST,
+                url: oauth2.url().clone(),
+                headers: oauth2.headers().clone(),
+                body: oauth2.form().clone(),
+                // Asked for twice, there are two tokens, and no harm.
+                idempotent: true,
+                signed: false,
             };
-            pause_wanted(&answer).map(|pause| pause.as_secs())
+            let answer = Box::pin(self.exchange(&outgoing)).await?;
+            OAuth2::read(&answer, asked).map_err(|no| {
+                let mut url = oauth2.url().clone();
+                url.set_query(None);
+                ClientError::Token { url: url.into(), problem: self.mask(&no.problem), passing: no.passing }
+            })
         };
-        assert_eq!(seconds(429, &[("retry-after", "7")]), Some(7));
-        assert_eq!(seconds(503, &[("retry-after", "7")]), Some(7));
-        assert_eq!(seconds(500, &[("retry-after", "7")]), None);
-        assert_eq!(seconds(429, &[]), None);
-        assert_eq!(seconds(429, &[("retry-after", "-1")]), None);
-        let date = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
-        assert_eq!(seconds(429, &[date, ("retry-after", "Sun, 06 Nov 1994 08:49:47 GMT")]), Some(10));
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => Err(self.cancelled(outgoing)),
+            token = oauth2.token(fetch) => token.map(Some),
+        }
+    }
+
+    /// A source that asks to be left alone is, by every runner. Returns whether it asked.
+    async fn heed(&self, answer: &Answer) -> bool {
+        let too_many = answer.status == StatusCode::TOO_MANY_REQUESTS;
+        let pause = match pause_wanted(answer.status, &answer.headers) {
+            Some(pause) => pause,
+            None if too_many => PAUSE_UNASKED,
+            None => return false,
+        };
+        let source = self.parts.source.id;
+        tracing::info!(%source, seconds = pause.as_secs(), "the source asks for a pause");
+        if let Err(error) = self.limiter.pause(source, pause, too_many).await {
+            tracing::warn!(%error, %source, "failed to pause the source for other runners");
+        }
+        true
+    }
+
+    /// The URL of a call: below the Address, whatever its path says.
+    pub(super) fn url(&self, call: &Call) -> Result<Url, ClientError> {
+        self.parts.base.join(&call.path, &call.query).map_err(|problem| {
+            let path = self.mask(call.path.split('?').next().unwrap_or_default());
+            ClientError::Call(format!("the path `{path}` {problem}"))
+        })
+    }
+
+    /// The path and query behind the Address of a URL the source named; `None` if that is somewhere else.
+    pub(super) fn path_of(&self, url: &Url) -> Option<String> {
+        self.parts.base.path_of(url)
+    }
+
+    /// Method and address of a call for an error, without its query.
+    pub(super) fn name(&self, method: &Method, url: &Url) -> String {
+        self.mask(&format!("{method} {}{}", url.authority(), url.path()))
+    }
+
+    fn cancelled(&self, outgoing: &Outgoing) -> ClientError {
+        ClientError::Cancelled { call: self.name(&outgoing.method, &outgoing.url) }
+    }
+
+    fn source_problem(&self, problem: &str) -> ClientError {
+        let source = &self.parts.source;
+        ClientError::Source {
+            name: format!("{} ({})", source.source, source.id),
+            problem: self.mask(problem),
+        }
+    }
+
+    fn explain(&self, failure: Failure, outgoing: &Outgoing) -> ClientError {
+        let call = self.name(&outgoing.method, &outgoing.url);
+        let host = || bare(outgoing.url.host_str().unwrap_or_default()).to_owned();
+        match failure {
+            Failure::Limit(error) => ClientError::Limit(error),
+            Failure::TotalTimeout => ClientError::Timeout { call, key: "request_timeout_seconds" },
+            Failure::Body(BodyError::Idle) => ClientError::Timeout { call, key: "idle_timeout_seconds" },
+            Failure::Body(BodyError::Coding(problem)) => {
+                ClientError::Answer { call, problem: self.mask(&problem) }
+            }
+            Failure::Transport(error) | Failure::Body(BodyError::Transport(error)) => match error {
+                TransportError::Refused(reason) => ClientError::Refused { host: host(), reason },
+                TransportError::Tls(problem) => {
+                    ClientError::Tls { host: host(), problem: self.mask(&problem) }
+                }
+                TransportError::ConnectTimeout => {
+                    ClientError::Timeout { call, key: "connect_timeout_seconds" }
+                }
+                other => ClientError::Transport { call, problem: self.mask(&other.to_string()) },
+            },
+        }
     }
 }

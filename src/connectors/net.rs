@@ -5,7 +5,6 @@
 //! so a name that changes its mind between check and connect gains nothing.
 
 use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -74,11 +73,16 @@ impl AddressPolicy {
         }
     }
 
+    /// The same for a host as a URL has it. A name passes here: it is checked once it was resolved.
+    pub(crate) fn check_host(&self, host: &str) -> Result<(), AddressRefused> {
+        let address: Option<IpAddr> = bare(host).parse().ok();
+        address.map_or(Ok(()), |address| self.check(address))
+    }
+
     /// The addresses of a host that may be connected to. A host of which none may is an error, whose inner
     /// error is an [`AddressRefused`].
     pub async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        let found: Vec<SocketAddr> = tokio::net::lookup_host((bare, port)).await?.collect();
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((bare(host), port)).await?.collect();
         let mut refused = None;
         let mut addresses = Vec::with_capacity(found.len());
         for address in found {
@@ -97,14 +101,9 @@ impl AddressPolicy {
     }
 }
 
-impl Resolve for AddressPolicy {
-    fn resolve(&self, name: Name) -> Resolving {
-        let policy = self.clone();
-        Box::pin(async move {
-            let addresses = policy.resolve(name.as_str(), 0).await?;
-            Ok(Box::new(addresses.into_iter()) as Addrs)
-        })
-    }
+/// A host without the brackets an IPv6 address wears in a URL.
+pub(super) fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
 }
 
 /// The IPv4 address a packet to this IPv6 address ends at, for the forms that carry one.

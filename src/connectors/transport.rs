@@ -6,9 +6,11 @@
 //! it right after. A call whose start was missed there has sent nothing, and is made anew.
 
 use super::net::{AddressPolicy, AddressRefused};
+use super::tls;
 use crate::limits::{CallPermit, LimitError, Missed, Start};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, Response, Uri, header::HOST};
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -18,12 +20,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 /// A connection that nobody wanted for so long is closed: many servers close it after a minute.
 const IDLE_FOR: Duration = Duration::from_secs(45);
@@ -39,52 +40,50 @@ pub(crate) struct Transport {
 #[derive(Debug)]
 struct Inner {
     policy: AddressPolicy,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    tls: Arc<rustls::ClientConfig>,
     connect_timeout: Duration,
-    read_timeout: Duration,
-    max_bytes: usize,
     idle: Mutex<Vec<Connection>>,
 }
 
-/// An answer whose body was read: all of it, or as much as may be kept.
-pub(crate) type Received = Response<Body>;
+/// The body of an answer, as it comes in.
+pub(crate) type AnswerBody = UnsyncBoxBody<Bytes, TransportError>;
 
-/// A body that was read.
-#[derive(Debug, Clone)]
-pub(crate) struct Body {
-    /// At most as long as was asked for.
-    pub(crate) bytes: Bytes,
-    /// Whether there was more.
-    pub(crate) truncated: bool,
+/// Why no answer came. No text of it holds a URL, whose query may hold anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum TransportError {
+    /// The address may not be called. Nothing was sent.
+    #[error(transparent)]
+    Refused(#[from] AddressRefused),
+    /// Whoever answered could not prove to be the one that was called. Nothing was sent.
+    #[error("{0}")]
+    Tls(String),
+    /// Nobody answered in time. Nothing was sent.
+    #[error("nobody answered in time")]
+    ConnectTimeout,
+    /// No connection could be made. Nothing was sent.
+    #[error("no connection: {0}")]
+    NoConnection(String),
+    /// The start was missed, or a connection that was kept had been closed. Nothing was sent: be ready anew.
+    #[error(transparent)]
+    Missed(#[from] Missed),
+    /// The connection broke. The request may have been received, and may have been carried out.
+    #[error("the connection broke: {0}")]
+    Broken(String),
 }
 
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TransportError {
-    /// The address may not be called.
-    #[error("{0}")]
-    Refused(AddressRefused),
-    /// The call was not granted.
-    #[error(transparent)]
-    Limit(#[from] LimitError),
-    /// Nobody waits for it any more.
-    #[error("the run was cancelled")]
-    NotWanted,
-    /// No connection in time.
-    #[error("no connection in time")]
-    ConnectTimeout,
-    /// The source said nothing for too long.
-    #[error("no answer in time")]
-    ReadTimeout,
-    /// Nothing was sent.
-    #[error("no connection: {0}")]
-    Connect(#[source] io::Error),
-    /// Something may have been sent.
-    #[error("the connection broke: {0}")]
-    Broken(#[source] hyper::Error),
-    /// The request makes no sense.
-    #[error("{0}")]
-    Request(String),
+impl TransportError {
+    /// Whether the other side cannot have received any of the request.
+    pub(crate) fn nothing_was_sent(&self) -> bool {
+        !matches!(self, Self::Broken(_))
+    }
+}
+
+/// A connection on which a call may start now.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    transport: Transport,
+    connection: Connection,
+    start: Start,
 }
 
 #[derive(Debug)]
@@ -105,83 +104,30 @@ struct Endpoint {
 }
 
 impl Transport {
-    /// Without TLS settings it speaks plain HTTP only. At most `max_bytes` of a body are kept.
-    pub(crate) fn new(
-        policy: AddressPolicy,
-        tls: Option<Arc<rustls::ClientConfig>>,
-        connect_timeout: Duration,
-        read_timeout: Duration,
-        max_bytes: usize,
-    ) -> Self {
-        let inner = Inner { policy, tls, connect_timeout, read_timeout, max_bytes, idle: Mutex::default() };
+    /// With the rule of addresses, the longest time to make a connection, and whom TLS trusts.
+    pub(crate) fn new(policy: AddressPolicy, connect_timeout: Duration, tls: rustls::ClientConfig) -> Self {
+        let inner = Inner { policy, tls: Arc::new(tls), connect_timeout, idle: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Makes one call, at the moment its permit allows. Once it has begun, it runs to its end although nobody may wait for it any more (`wanted` is cancelled): until then the
-    /// source is busy with it.
-    pub(crate) async fn send(
+    /// Connects to where `request` goes, and then waits until its call may start. Send it at once.
+    pub(crate) async fn ready<B>(
         &self,
-        request: Request<Bytes>,
-        permit: &mut CallPermit,
-        wanted: CancellationToken,
-    ) -> Result<Received, TransportError> {
-        let to = Endpoint::of(request.uri())?;
-        let request = in_origin_form(request, &to)?;
-        loop {
-            let prepared = async {
-                let connection = self.connection(&to).await?;
-                Ok::<_, TransportError>((connection, permit.start().await?))
-            };
-            let (mut connection, start) = tokio::select! {
-                biased;
-                () = wanted.cancelled() => return Err(TransportError::NotWanted),
-                prepared = prepared => prepared?,
-            };
-            // It may have been closed while the start was waited for.
-            if connection.sender.is_closed() {
-                continue;
-            }
-            connection.wire.arm(start);
-            permit.in_doubt(true);
-            let sent = connection.sender.send_request(request.clone()).await;
-            let sent_nothing = connection.wire.disarm();
-            let response = match sent {
-                Ok(response) => response,
-                // The start was missed, or the connection was closed before anything left.
-                Err(_) if sent_nothing => {
-                    permit.in_doubt(false);
-                    if connection.used || connection.wire.missed() {
-                        continue;
-                    }
-                    return Err(TransportError::Connect(io::ErrorKind::ConnectionAborted.into()));
-                }
-                Err(error) => return Err(TransportError::Broken(error)),
-            };
-            let (head, body) = response.into_parts();
-            let body = self.read(body).await?;
-            if !body.truncated {
-                permit.in_doubt(false);
-                self.keep(connection).await;
-            }
-            return Ok(Response::from_parts(head, body));
-        }
+        request: &Request<B>,
+        permit: &CallPermit,
+    ) -> Result<Result<Ready, TransportError>, LimitError> {
+        let connection = match self.connection_for(request.uri()).await {
+            Ok(connection) => connection,
+            Err(error) => return Ok(Err(error)),
+        };
+        let start = permit.start().await?;
+        Ok(Ok(Ready { transport: self.clone(), connection, start }))
     }
 
-    async fn read(&self, mut body: Incoming) -> Result<Body, TransportError> {
-        let mut bytes = BytesMut::new();
-        loop {
-            let frame = tokio::time::timeout(self.inner.read_timeout, body.frame()).await;
-            let Some(frame) = frame.map_err(|_| TransportError::ReadTimeout)? else {
-                return Ok(Body { bytes: bytes.freeze(), truncated: false });
-            };
-            // Trailers say nothing that we use.
-            let Ok(chunk) = frame.map_err(TransportError::Broken)?.into_data() else { continue };
-            let room = self.inner.max_bytes - bytes.len();
-            bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if chunk.len() > room {
-                return Ok(Body { bytes: bytes.freeze(), truncated: true });
-            }
-        }
+    async fn connection_for(&self, uri: &Uri) -> Result<Connection, TransportError> {
+        // An IP address is refused without asking the resolver.
+        self.inner.policy.check_host(uri.host().unwrap_or_default())?;
+        self.connection(&Endpoint::of(uri)?).await
     }
 
     async fn connection(&self, to: &Endpoint) -> Result<Connection, TransportError> {
@@ -191,51 +137,113 @@ impl Transport {
             let at = idle.iter().rposition(|c| c.to == *to);
             at.map(|at| idle.swap_remove(at))
         };
-        if let Some(rested) = rested {
-            return Ok(rested);
+        if let Some(mut rested) = rested {
+            // Its last answer has just been read; the connection itself may need a moment to notice.
+            let again = tokio::time::timeout(REUSE_WAIT, rested.sender.ready()).await;
+            if matches!(again, Ok(Ok(()))) {
+                return Ok(rested);
+            }
         }
         tokio::time::timeout(self.inner.connect_timeout, self.connect(to))
             .await
             .map_err(|_| TransportError::ConnectTimeout)?
     }
 
-    async fn keep(&self, mut connection: Connection) {
-        let again = tokio::time::timeout(REUSE_WAIT, connection.sender.ready()).await;
-        if matches!(again, Ok(Ok(()))) {
-            connection.used = true;
-            connection.since = Instant::now();
-            self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-        }
+    fn put_back(&self, mut connection: Connection) {
+        connection.used = true;
+        connection.since = Instant::now();
+        self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 
     async fn connect(&self, to: &Endpoint) -> Result<Connection, TransportError> {
         let addresses = self.inner.policy.resolve(&to.host, to.port).await.map_err(|error| {
             match error.get_ref().and_then(|inner| inner.downcast_ref::<AddressRefused>()) {
                 Some(refused) => TransportError::Refused(refused.clone()),
-                None => TransportError::Connect(error),
+                None => TransportError::NoConnection(error.to_string()),
             }
         })?;
-        let tcp = first_that_answers(&addresses).await.map_err(TransportError::Connect)?;
+        let failed = |error: io::Error| TransportError::NoConnection(error.to_string());
+        let tcp = first_that_answers(&addresses).await.map_err(failed)?;
         // A request is written at once, so that its start is when it leaves.
-        tcp.set_nodelay(true).map_err(TransportError::Connect)?;
+        tcp.set_nodelay(true).map_err(failed)?;
         let wire = Wire::default();
         let stream = Stamped { stream: tcp, wire: wire.clone() };
         let sender = if to.tls {
-            let tls = self.inner.tls.clone().ok_or_else(|| {
-                TransportError::Request("no root certificates were found on this machine".to_owned())
+            let name = ServerName::try_from(to.host.clone()).map_err(|_| {
+                TransportError::NoConnection(format!("{} is no name a certificate can have", to.host))
             })?;
-            let name = ServerName::try_from(to.host.clone())
-                .map_err(|_| TransportError::Request(format!("{} is no name of a server", to.host)))?;
-            let stream = tokio_rustls::TlsConnector::from(tls)
-                .connect(name, stream)
-                .await
-                .map_err(TransportError::Connect)?;
-            handshake(stream).await?
+            let tls = tokio_rustls::TlsConnector::from(Arc::clone(&self.inner.tls));
+            handshake(tls.connect(name, stream).await.map_err(|error| tls_failed(&error))?).await?
         } else {
             handshake(stream).await?
         };
         Ok(Connection { to: to.clone(), sender, wire, used: false, since: Instant::now() })
     }
+}
+
+impl Ready {
+    /// Sends the request and returns when the answer begins.
+    pub(crate) async fn send(self, request: Request<Bytes>) -> Result<Response<AnswerBody>, TransportError> {
+        let Self { transport, mut connection, start } = self;
+        let request = in_origin_form(request, &connection.to)?;
+        connection.wire.arm(start);
+        let sent = connection.sender.send_request(request).await;
+        let sent_nothing = connection.wire.disarm();
+        match sent {
+            Ok(response) => Ok(response.map(|incoming| {
+                let body = Returning { incoming, connection: Some((transport, connection)) };
+                body.boxed_unsync()
+            })),
+            Err(_) if sent_nothing && (connection.used || connection.wire.missed()) => Err(Missed.into()),
+            Err(error) if sent_nothing => Err(TransportError::NoConnection(chain(&error))),
+            Err(error) => Err(TransportError::Broken(chain(&error))),
+        }
+    }
+}
+
+/// A body that gives its connection back when it was read to its end.
+struct Returning {
+    incoming: Incoming,
+    connection: Option<(Transport, Connection)>,
+}
+
+impl http_body::Body for Returning {
+    type Data = Bytes;
+    type Error = TransportError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, TransportError>>> {
+        let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
+        if frame.is_none()
+            && let Some((transport, connection)) = self.connection.take()
+        {
+            transport.put_back(connection);
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| TransportError::Broken(chain(&error)))))
+    }
+}
+
+fn tls_failed(error: &io::Error) -> TransportError {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(error) => TransportError::Tls(tls::explain(error)),
+        None => TransportError::NoConnection(error.to_string()),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// One after the other, as the resolver gave them.
@@ -257,7 +265,7 @@ where
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(TransportError::Broken)?;
+        .map_err(|error| TransportError::NoConnection(chain(&error)))?;
     // It ends with its sender, or when the source closes it; what went wrong is told to the call it went wrong under.
     tokio::spawn(async move { drop(connection.await) });
     Ok(sender)
@@ -269,10 +277,10 @@ impl Endpoint {
             Some("https") => true,
             Some("http") => false,
             _ => {
-                return Err(TransportError::Request("the address is neither http:// nor https://".to_owned()));
+                return Err(TransportError::NoConnection("the address is neither http:// nor https://".to_owned()));
             }
         };
-        let host = uri.host().ok_or_else(|| TransportError::Request("the address has no host".to_owned()))?;
+        let host = uri.host().ok_or_else(|| TransportError::NoConnection("the address has no host".to_owned()))?;
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Self { tls, host: bare.to_owned(), port })
@@ -282,7 +290,7 @@ impl Endpoint {
 /// As servers expect it: the path alone in the first line, the host in its header.
 fn in_origin_form(request: Request<Bytes>, to: &Endpoint) -> Result<Request<Full<Bytes>>, TransportError> {
     let (mut head, body) = request.into_parts();
-    let bad = |error: &dyn std::fmt::Display| TransportError::Request(error.to_string());
+    let bad = |error: &dyn std::fmt::Display| TransportError::NoConnection(error.to_string());
     if !head.headers.contains_key(HOST) {
         let usual = if to.tls { 443 } else { 80 };
         let host = head.uri.host().unwrap_or_default();

@@ -36,7 +36,7 @@ pub(crate) struct Start {
 }
 
 /// The call may not start now after all: the window is over, the source was paused or edited, or the run is over.
-#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the start of the call was missed")]
 pub(crate) struct Missed;
 

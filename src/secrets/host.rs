@@ -1,7 +1,7 @@
 //! The host of `SourceConfig.Address`: what a secret is bound to, and where calls go. One reading for both, because
 //! an address that two readers understand differently would carry a secret to another host.
 
-use reqwest::Url;
+use url::Url;
 use std::net::Ipv6Addr;
 
 /// An Address as a URL; `https` unless it says otherwise. An error finishes "this source: ".

@@ -22,8 +22,22 @@ pub(crate) use host::address_url;
 pub(crate) use keyring::{Holder, is_plain_secret};
 
 /// Text fields of `AuthInfo` that are names, not secrets.
-pub(crate) const NAMES: [&str; 7] =
-    ["Username", "Host", "Database", "TenantID", "ClientID", "Header", "ConsumerKey"];
+pub(crate) const NAMES: [&str; 14] = [
+    "Username",
+    "Host",
+    "Database",
+    "TenantID",
+    "ClientID",
+    "Header",
+    "ConsumerKey",
+    "TokenUrl",
+    "TokenAuth",
+    "Scope",
+    "Audience",
+    "AccessKeyID",
+    "Region",
+    "Service",
+];
 
 /// Fields of `AuthInfo` that operators read and change by SQL, which the database itself looks into.
 pub(crate) const ALWAYS_READABLE: [&str; 2] = ["Delay", "Concurrency"];

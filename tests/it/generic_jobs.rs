@@ -36,7 +36,7 @@ const SOON: Duration = Duration::from_secs(20);
 // ---- the database ----
 
 /// One database for all of these tests; each makes sources of its own in it.
-async fn pool() -> Database {
+pub async fn pool() -> Database {
     static OPTIONS: OnceLock<PgConnectOptions> = OnceLock::new();
     let options = tokio::task::spawn_blocking(|| {
         OPTIONS.get_or_init(|| {
@@ -51,7 +51,7 @@ async fn pool() -> Database {
 }
 
 /// A runner that is alive as far as the database knows.
-async fn runner(pool: &Database) -> SourceLimiter {
+pub async fn runner(pool: &Database) -> SourceLimiter {
     let id = Uuid::now_v7();
     sqlx::query("insert into vm.Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ($1, 'test', 1, '0', 20, 10)")
         .bind(id)
@@ -61,7 +61,7 @@ async fn runner(pool: &Database) -> SourceLimiter {
     SourceLimiter::new(pool.clone(), id)
 }
 
-async fn source(pool: &Database, kind: &str, address: &str, auth: Value) -> SourceConfig {
+pub async fn source(pool: &Database, kind: &str, address: &str, auth: Value) -> SourceConfig {
     let (organization, id) = (Uuid::now_v7(), Uuid::now_v7());
     sqlx::query("insert into vm.Organization (ID, Code) values ($1, $1::text)")
         .bind(organization)
@@ -107,7 +107,7 @@ async fn slots(pool: &Database, source: &SourceConfig) -> i64 {
         .unwrap()
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
+pub async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     let waited = async {
         while !check().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -116,7 +116,7 @@ async fn until<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
     timeout(SOON, waited).await.unwrap_or_else(|_| panic!("never happened: {what}"));
 }
 
-fn settings() -> Config {
+pub fn settings() -> Config {
     let mut config = Config::built_in();
     config.sources.allow_private = vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
     config
@@ -531,6 +531,23 @@ async fn a_429_with_retry_after_pauses_the_source_for_every_runner() {
     let begun = Instant::now();
     take(&runner(&bench.pool).await, source).await.unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(950), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_sent_again_only_if_the_payload_asks_for_it() {
+    let (api, bench) = http_bench(json!({})).await;
+    let (_, _, kept) =
+        failure(bench.run("HttpJob", json!({"path": "/work?each=503-500", "repeat": 2})).await);
+    assert_eq!((api.calls(), &kept["calls"], kept.get("retried")), (2, &json!(2), None));
+    let (api, bench) = http_bench(json!({})).await;
+    let done = result(bench.run("HttpJob", json!({"path": "/work?each=503-502", "retries": 2})).await);
+    assert_eq!((api.calls(), &done["calls"], &done["retried"]), (3, &json!(1), &json!(2)));
+    assert_eq!(done["statuses"], json!({"200": 1}));
+    let post = json!({"method": "POST", "path": "/work?each=200-200-200-503", "retries": 2});
+    let (error, ..) = failure(bench.run("HttpJob", post).await);
+    assert_eq!((error.contains("503"), api.calls()), (true, 4), "{error}");
+    let (error, ..) = failure(bench.run("HttpJob", json!({"path": "/work", "retries": 21})).await);
+    assert!(error.contains("`retries`"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

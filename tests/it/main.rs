@@ -42,5 +42,7 @@ mod schema;
 mod secret_commands;
 mod secrets;
 mod service;
+mod source_client;
+mod source_tls;
 mod support;
 mod waiting;

@@ -1,11 +1,12 @@
 //! `HttpJob`: requests through the in-source.
 
 use super::cut;
-use crate::connectors::{Answer, Call, ClientError, SourceClient};
+use crate::connectors::{
+    Answer, Call, ClientError, HeaderName, HeaderValue, Method, SourceClient, StatusCode,
+};
 use crate::job::{Job, JobContext, JobError, Outcome};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Method, StatusCode};
+use http::header::CONTENT_TYPE;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -38,6 +39,10 @@ pub struct HttpPayload {
     #[serde(default = "once")]
     #[schemars(range(min = 1, max = 1_000_000))]
     repeat: u32,
+    /// How many times each of them is sent again at most where that does no harm (docs/sources.md).
+    #[serde(default)]
+    #[schemars(range(max = 20))]
+    retries: u32,
     /// Statuses that count as success; missing: any from 200 to 299.
     #[serde(default)]
     expect_status: Vec<u16>,
@@ -67,6 +72,9 @@ impl Job for HttpJob {
             ctx.cancellation().clone(),
         )
         .map_err(from_client)?;
+        // A row that says "five calls" means five at the API, unless it says otherwise.
+        let retries = client.retries().times(payload.retries);
+        let client = client.retrying(retries);
 
         let mut tally = Tally::default();
         let mut flying = FuturesUnordered::new();
@@ -96,7 +104,7 @@ impl Job for HttpJob {
         drop(flying);
 
         let max = ctx.settings().engine.result_max_bytes;
-        let result = tally.result(begun, max, &source.auth);
+        let result = tally.result(begun, max, &client);
         match tally.first_failure {
             None => Ok(Outcome::with_result(result)),
             Some(sentence) => {
@@ -124,7 +132,7 @@ fn from_client(error: ClientError) -> JobError {
 }
 
 /// Headers that belong to the client or to the source's credentials.
-const NOT_FOR_PAYLOADS: [&str; 11] = [
+const NOT_FOR_PAYLOADS: [&str; 12] = [
     "host",
     "authorization",
     "proxy-authorization",
@@ -136,6 +144,7 @@ const NOT_FOR_PAYLOADS: [&str; 11] = [
     "trailer",
     "upgrade",
     "x-rosterd-job",
+    "x-request-id",
 ];
 
 impl HttpPayload {
@@ -165,6 +174,9 @@ impl HttpPayload {
         if !(1..=1_000_000).contains(&self.repeat) {
             return Err(format!("Payload field `repeat`: {}, give 1 to 1000000", self.repeat));
         }
+        if self.retries > 20 {
+            return Err(format!("Payload field `retries`: {}, give 0 to 20", self.retries));
+        }
         if let Some(bad) = self.expect_status.iter().find(|status| !(100..=599).contains(*status)) {
             return Err(format!("Payload field `expect_status`: {bad} is no HTTP status"));
         }
@@ -189,9 +201,9 @@ impl HttpPayload {
             Some(Value::String(text)) => (Some(text.clone().into_bytes()), Some("text/plain; charset=utf-8")),
             Some(json) => (Some(json.to_string().into_bytes()), Some("application/json")),
         };
-        let mut headers = HeaderMap::new();
+        let mut call = Call { query, body: body.map(Into::into), ..Call::new(method, self.path.clone()) };
         if let Some(kind) = kind {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            call.headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         }
         for (name, value) in &self.headers {
             let header: HeaderName = name
@@ -200,14 +212,14 @@ impl HttpPayload {
             let secret = key_header.is_some_and(|key| key.eq_ignore_ascii_case(name));
             if secret || NOT_FOR_PAYLOADS.contains(&header.as_str()) {
                 return Err(format!(
-                    "Payload field `headers.{name}`: this header comes from the source, not from a payload"
+                    "Payload field `headers.{name}`: this header comes from the source or from rosterd, not from a payload"
                 ));
             }
             let value =
                 value.parse().map_err(|_| format!("Payload field `headers.{name}`: no value of a header"))?;
-            headers.insert(header, value);
+            call.headers.insert(header, value);
         }
-        Ok(Call { method, path: self.path.clone(), query, headers, body })
+        Ok(call)
     }
 
     fn expects(&self, status: StatusCode) -> bool {
@@ -224,6 +236,8 @@ impl HttpPayload {
 struct Tally {
     calls: u32,
     failed: u32,
+    /// Times an answered call was sent again.
+    retried: u32,
     statuses: BTreeMap<u16, u32>,
     last: Option<Answer>,
     first_failure: Option<String>,
@@ -248,6 +262,7 @@ impl Tally {
         let failure = match answer {
             Ok(answer) => {
                 self.unanswered = 0;
+                self.retried += answer.tries - 1;
                 let status = answer.status;
                 *self.statuses.entry(status.as_u16()).or_default() += 1;
                 self.last = Some(answer);
@@ -271,7 +286,7 @@ impl Tally {
         self.first_failure.get_or_insert(failure);
     }
 
-    fn result(&self, begun: Instant, max_bytes: usize, auth: &crate::config_rows::AuthInfo) -> Value {
+    fn result(&self, begun: Instant, max_bytes: usize, client: &SourceClient) -> Value {
         let mut result = Map::new();
         if let Some(last) = &self.last {
             let duration = if self.calls == 1 { last.duration } else { begun.elapsed() };
@@ -280,7 +295,7 @@ impl Tally {
                 "duration_ms".to_owned(),
                 u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).into(),
             );
-            let (body, truncated) = body_of(last, max_bytes, auth);
+            let (body, truncated) = body_of(last, max_bytes, client);
             result.insert("body".to_owned(), body);
             result.insert("truncated".to_owned(), truncated.into());
         }
@@ -288,6 +303,9 @@ impl Tally {
             self.statuses.iter().map(|(status, n)| (status.to_string(), (*n).into())).collect();
         result.insert("calls".to_owned(), self.calls.into());
         result.insert("failed".to_owned(), self.failed.into());
+        if self.retried > 0 {
+            result.insert("retried".to_owned(), self.retried.into());
+        }
         result.insert("statuses".to_owned(), json!(statuses));
         Value::Object(result)
     }
@@ -304,8 +322,8 @@ impl HttpPayload {
 
 /// The body for `Result`: JSON if it is, else text, and whether any of it is missing. A source that echoes its
 /// credentials does not get them into the history.
-fn body_of(answer: &Answer, max_bytes: usize, auth: &crate::config_rows::AuthInfo) -> (Value, bool) {
-    let text = auth.mask(&String::from_utf8_lossy(&answer.body));
+fn body_of(answer: &Answer, max_bytes: usize, client: &SourceClient) -> (Value, bool) {
+    let text = client.mask(&String::from_utf8_lossy(&answer.body));
     // PostgreSQL's jsonb takes no NUL, neither as it is nor escaped.
     let whole = !answer.truncated && text.len() <= max_bytes / 2 && !text.contains("\\u0000");
     if let (true, Ok(json)) = (whole, serde_json::from_str(&text)) {

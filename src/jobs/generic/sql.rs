@@ -124,7 +124,7 @@ impl Session {
     const STOP_WAIT: Duration = Duration::from_secs(2);
 
     async fn open(ctx: &JobContext, options: PgConnectOptions) -> Result<Self, sqlx::Error> {
-        crate::connectors::client::install_crypto();
+        crate::connectors::install_crypto();
         let options = options.application_name("rosterd SqlJob").disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options).await?;
         let limit = ctx.config().time_limit.map_or(0, |limit| limit.as_millis());

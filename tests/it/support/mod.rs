@@ -1,5 +1,6 @@
 //! What the tests share: a server, a database each, daemons, psql.
 
+pub mod api;
 mod daemon;
 mod database;
 pub mod proxy;
