@@ -2,12 +2,14 @@
 
 mod daemon;
 mod database;
+mod login;
 pub mod proxy;
 mod psql;
 mod server;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::{Session, TestDb};
+pub use login::{Login, with_roles};
 pub use psql::psql;
 pub use server::server;
 
