@@ -167,11 +167,8 @@ async fn migrate_locked(db: &mut PgConnection) -> Result<Migrated, SchemaError> 
         }
         None => Vec::new(),
     };
-    let applied: Vec<String> = migrator
-        .iter()
-        .filter(|m| !before.contains(&m.version))
-        .map(|m| m.description.to_string())
-        .collect();
+    let applied: Vec<String> =
+        migrator.iter().filter(|m| !before.contains(&m.version)).map(|m| m.description.to_string()).collect();
     migrator.set_locking(false); // we hold the lock already
     migrator.run_direct(None, &mut *db, false).await?;
     if !applied.is_empty() && roles::in_place(&mut *db).await? {

@@ -11,11 +11,8 @@ use sqlx::{Connection, PgConnection};
 pub const ROLES: [&str; 4] = ["rosterd_owner", "rosterd_runner", "rosterd_operator", "rosterd_viewer"];
 
 /// In this order: the grants name the roles, and the functions are handed over when the tables know their rules.
-const STEPS: [&str; 3] = [
-    include_str!("roles/create.sql"),
-    include_str!("roles/tables.sql"),
-    include_str!("roles/database.sql"),
-];
+const STEPS: [&str; 3] =
+    [include_str!("roles/create.sql"), include_str!("roles/tables.sql"), include_str!("roles/database.sql")];
 
 /// Whether `migrate --roles` was ever run on this database. The roles themselves may be there for another one.
 pub async fn in_place(db: &mut PgConnection) -> Result<bool, sqlx::Error> {

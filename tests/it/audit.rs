@@ -11,7 +11,10 @@ fn last(db: &mut TestDb, what: &str) -> String {
 fn a_change_is_written_down_with_who_when_and_the_changed_columns_alone() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "WaitInSeconds", "60");
-    assert_eq!(last(&mut db, "concat_ws(' ', Action, TableName, RowID)"), format!("INSERT JobConfig {config}"));
+    assert_eq!(
+        last(&mut db, "concat_ws(' ', Action, TableName, RowID)"),
+        format!("INSERT JobConfig {config}")
+    );
     assert_eq!(last(&mut db, "After ->> 'waitinseconds'"), "60");
     psql(
         &db,
@@ -28,8 +31,9 @@ fn a_change_is_written_down_with_who_when_and_the_changed_columns_alone() {
     db.exec("update JobConfig set WaitInSeconds = 120");
     assert_eq!(db.text("select count(*) from AuditLog"), before, "nothing changed");
 
-    let schedule =
-        db.text(&format!("insert into JobSchedule (ConfigID, TimeOfDay) values ('{config}', '02:30') returning ID"));
+    let schedule = db.text(&format!(
+        "insert into JobSchedule (ConfigID, TimeOfDay) values ('{config}', '02:30') returning ID"
+    ));
     db.exec("update JobSchedule set TimeOfDay = '03:30'");
     assert_eq!(
         last(&mut db, "concat_ws(' ', RowID, Before, After, OrganizationID is not null)"),
@@ -54,19 +58,23 @@ fn a_secret_is_seen_to_change_and_never_seen() {
              "Host": {"a": "canary5"}, "Token": "stays"}'
            from Organization"#,
     );
-    let show = |what: &str| format!("select {what} from AuditLog where TableName = 'SourceConfig' order by ID desc limit 1");
+    let show = |what: &str| {
+        format!("select {what} from AuditLog where TableName = 'SourceConfig' order by ID desc limit 1")
+    };
     let shown = db.text(&show("After -> 'authinfo'"));
     assert!(shown.contains(r#""Delay": 5"#) && shown.contains(r#""Username": "svc""#), "{shown}");
     assert_eq!(shown.matches("sha256:").count(), 6, "{shown}");
 
     db.exec(r#"update SourceConfig set AuthInfo = AuthInfo || '{"Password": "canary6", "Delay": 7}'"#);
-    for (field, equal) in [("Password", "f"), ("Token", "t"), ("Pin", "t"), ("Username", "t"), ("Delay", "f")] {
+    for (field, equal) in [("Password", "f"), ("Token", "t"), ("Pin", "t"), ("Username", "t"), ("Delay", "f")]
+    {
         let same = format!("Before #>> '{{authinfo,{field}}}' = After #>> '{{authinfo,{field}}}'");
         assert_eq!(db.text(&show(&same)), equal, "{field}");
     }
     // Salted anew: the same token has another hash in the next entry.
     let token = "After #>> '{authinfo,Token}'";
-    let hashes = db.text(&format!("select count(distinct {token}) from AuditLog where TableName = 'SourceConfig'"));
+    let hashes =
+        db.text(&format!("select count(distinct {token}) from AuditLog where TableName = 'SourceConfig'"));
     assert_eq!(hashes, "2");
     db.exec("update SourceConfig set AuthInfo = '{}'; delete from SourceConfig");
     let all = db.text("select string_agg(a::text, ' ') from AuditLog a");
@@ -79,7 +87,9 @@ fn what_the_daemon_keeps_for_itself_is_not_written_down() {
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "", "");
     let daemon = Daemon::start(&db);
-    db.exec(&format!("insert into JobSchedule (ConfigID, Cron, TimeZone) values ('{config}', '* * * * * *', 'UTC')"));
+    db.exec(&format!(
+        "insert into JobSchedule (ConfigID, Cron, TimeZone) values ('{config}', '* * * * * *', 'UTC')"
+    ));
     db.wait_for("select count(*) >= 2 from JobHistory where Origin = 'schedule' and StatusID = 3", "t", SOON);
     db.wait_for("select LastRun is not null from JobSchedule", "t", SOON);
     db.wait_for("select LastJobStart is not null from JobConfig", "t", SOON);
@@ -92,11 +102,16 @@ fn every_cancelled_row_is_written_down_with_its_children_and_none_that_was_left_
     let mut db = TestDb::new();
     let config = db.config("NoopJob", "", "");
     let parent = db.insert(&config, "{}");
-    db.exec(&format!("insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{config}', 1, '{parent}')"));
-    db.exec(&format!("insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 3000)"));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{config}', 1, '{parent}')"
+    ));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 3000)"
+    ));
     db.exec("update JobHistory set StatusID = -1 where StatusID = 1");
     db.exec("update JobHistory set StatusID = -1");
-    let told = "select count(*), count(distinct RowID), count(distinct AuditDate), bool_and(Login = session_user),
+    let told =
+        "select count(*), count(distinct RowID), count(distinct AuditDate), bool_and(Login = session_user),
         string_agg(distinct Before::text || After::text, ' ') from AuditLog where Action = 'CANCEL'";
     assert_eq!(db.rows(told).unwrap(), [["3002", "3002", "1", "t", r#"{"statusid": 1}{"statusid": 5}"#]]);
 }
@@ -105,9 +120,16 @@ fn every_cancelled_row_is_written_down_with_its_children_and_none_that_was_left_
 fn the_audit_only_grows_for_everybody() {
     let mut db = TestDb::new();
     db.config("NoopJob", "", "");
-    for forged in ["update AuditLog set Login = 'somebody else'", "delete from AuditLog where false", "truncate AuditLog"] {
+    for forged in [
+        "update AuditLog set Login = 'somebody else'",
+        "delete from AuditLog where false",
+        "truncate AuditLog",
+    ] {
         let said = db.refusal(forged);
         assert!(said.starts_with("AuditLog only grows"), "{said}");
     }
-    assert!(db.refusal("set session_replication_role = replica; delete from AuditLog").starts_with("AuditLog only"));
+    assert!(
+        db.refusal("set session_replication_role = replica; delete from AuditLog")
+            .starts_with("AuditLog only")
+    );
 }

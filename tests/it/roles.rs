@@ -1,8 +1,16 @@
 //! `rosterd migrate --roles`: an operator, a viewer and a daemon that is nobody special, each as far as their role goes.
 
-use crate::support::{Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, own_jobs_binary, with_roles};
+use crate::support::{
+    Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, own_jobs_binary, with_roles,
+};
 use rosterd::postgres::connect::Speaker;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::process::{Command, Output};
+
+const CLAIM: &str = include_str!("../../src/history/claim.sql");
+const TICK: &str = include_str!("../../src/history/tick.sql");
+const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 
 fn rosterd(url: &str, args: &[&str]) -> Output {
     Command::new(binary()).args(args).env("DATABASE_URL", url).output().unwrap()
@@ -23,6 +31,17 @@ fn daemon(login: &Login, env: &[(&str, &str)]) -> Daemon {
     let daemon = Daemon::spawn(command);
     daemon.wait_line("rosterd is ready");
     daemon
+}
+
+/// An API that says yes to one call.
+fn answer_once(api: &TcpListener) {
+    let (mut call, _) = api.accept().unwrap();
+    let mut line = String::new();
+    let mut lines = BufReader::new(call.try_clone().unwrap());
+    while lines.read_line(&mut line).unwrap() > 2 {
+        line.clear();
+    }
+    call.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").unwrap();
 }
 
 /// A configuration of this job for the organization with this code. Returns JobConfig.ID.
@@ -90,7 +109,8 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     let runner = Login::new(&mut db, "rosterd_runner", &[]);
     let mut operator = Login::new(&mut db, "rosterd_operator", &["A"]);
     let started = config_of(&mut db, "A", "NoopJob", ", AutoStart", ", true");
-    let quick: Vec<_> = QUICK_LEASE.into_iter().chain([SHORT_GRACE]).collect();
+    let allowed = [("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8")];
+    let quick: Vec<_> = QUICK_LEASE.into_iter().chain([SHORT_GRACE]).chain(allowed).collect();
     let mut first = daemon(&runner, &quick);
 
     // AutoStart, a schedule, an operator's row with its log lines, a row that goes on.
@@ -130,19 +150,24 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     first.kill();
     db.wait_status(&orphan, 3);
     assert_eq!(db.column(&orphan, "Crashes"), "1");
-    db.exec("insert into Job (Struct) values ('HttpJob') on conflict do nothing");
-    operator.exec(
+    let api = TcpListener::bind("127.0.0.1:0").unwrap();
+    operator.exec(&format!(
         r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
-           select 'HTTP', ID, 'http://127.0.0.1:1', '{"Delay": 1000000, "Concurrency": 2}' from Organization"#,
-    );
+           select 'HTTP', ID, 'http://{}', '{{"Delay": 1000000, "Concurrency": 2}}' from Organization"#,
+        api.local_addr().unwrap()
+    ));
     let http = operator.text(
         "insert into JobConfig (JobID, OrganizationID, DataInSourceConfigID)
          select j.ID, s.OrganizationID, s.ID from Job j, SourceConfig s where j.Struct = 'HttpJob' returning ID",
     );
-    let refused = row(&mut operator, &http, r#"{"path": "/"}"#);
-    db.wait_status(&refused, 4);
-    let error = db.column(&refused, "Error");
-    assert!(error.contains("sources.allow_private"), "it got past the limits: {error}");
+    std::thread::spawn(move || answer_once(&api));
+    let called = row(&mut operator, &http, r#"{"path": "/"}"#);
+    db.wait_status(&called, 3);
+    assert_eq!(
+        db.text("select count(*) from SourceGate where LastStart is not null"),
+        "1",
+        "it asked the limits"
+    );
     let output = second.output();
     for trouble in ["permission denied", "row-level security", "42501"] {
         assert!(!output.contains(trouble), "{output}");
@@ -198,7 +223,11 @@ fn the_questions_of_the_faq_are_answered_to_an_operator() {
     let row = operator.text("select ID from JobHistory limit 1");
     let waits = "Set WaitInSeconds = 120 where ID = (select ConfigID from JobHistory where ID";
     assert_eq!(operator.changed(&format!("UPDATE JobConfig {waits} = '{row}')")), 1);
-    assert!(operator.text(&format!("select Reason from JobHistoryWaiting where ID = '{row}'")).contains("no runner"));
+    assert!(
+        operator
+            .text(&format!("select Reason from JobHistoryWaiting where ID = '{row}'"))
+            .contains("no runner")
+    );
     assert_eq!(operator.changed(&format!("Update JobHistory set StatusID = -1 where ID = '{row}'")), 1);
     let fresh = operator.text(&format!("select vm.rerun('{row}')"));
     assert_eq!(operator.text(&format!("select Origin from JobHistory where ID = '{fresh}'")), "rerun");
@@ -219,7 +248,11 @@ fn the_questions_of_the_faq_are_answered_to_an_operator() {
     let source = db.text(
         "insert into SourceConfig (Source, OrganizationID) select 'HTTP', ID from Organization where Code = 'B' returning ID",
     );
-    assert!(operator.refusal(&format!("select vm.limit_source('{source}', delay => 1)")).contains("there is no row"));
+    assert!(
+        operator
+            .refusal(&format!("select vm.limit_source('{source}', delay => 1)"))
+            .contains("there is no row")
+    );
     let mut viewer = Login::new(&mut db, "rosterd_viewer", &["A"]);
     assert!(viewer.refusal("select vm.limit_source(ID, delay => 1) from SourceConfig").starts_with("42501"));
 }
@@ -245,7 +278,8 @@ fn an_operator_neither_sees_nor_touches_another_organization() {
     assert!(operator.refusal(&insert).contains("does not exist"));
     assert!(operator.refusal(&format!("select vm.rerun('{row}')")).contains("there is no row"));
     // As the child of a row that is not theirs to see.
-    let child = format!("insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{ours}', 1, '{row}')");
+    let child =
+        format!("insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{ours}', 1, '{row}')");
     assert!(operator.refusal(&child).starts_with("42501"));
     // With the credentials of others, by either way.
     let borrowed = format!("insert into JobConfigSource values ('{ours}', 'in', 1, '{source}')");
@@ -272,11 +306,14 @@ fn an_operator_cannot_pose_as_a_runner_or_an_owner() {
     }
     let edited = "update JobHistory set ThreadID = vm.new_id(), Attempt = 7";
     assert!(operator.refusal(edited).starts_with("42501"));
-    operator.exec("insert into JobHistory (ConfigID, StatusID, Origin) select ID, 1, 'schedule' from JobConfig");
+    operator
+        .exec("insert into JobHistory (ConfigID, StatusID, Origin) select ID, 1, 'schedule' from JobConfig");
     assert_eq!(db.text("select string_agg(distinct Origin, ' ') from JobHistory"), "operator");
     // Nor does it hide a change.
     operator.exec("update JobConfig set WaitInSeconds = 77");
-    let told = db.text("select UpdatedBy from JobConfig") + " " + &db.text("select Login from AuditLog order by ID desc");
+    let told = db.text("select UpdatedBy from JobConfig")
+        + " "
+        + &db.text("select Login from AuditLog order by ID desc");
     assert_eq!(told, format!("{0} {0}", operator.name));
 }
 
@@ -295,7 +332,8 @@ fn an_operator_cannot_make_the_owners_functions_work_for_them() {
         .concat();
     assert!(functions.len() > 15);
     for function in functions {
-        let hung = format!("create trigger t after update on trap for each row execute function vm.{function}()");
+        let hung =
+            format!("create trigger t after update on trap for each row execute function vm.{function}()");
         assert!(operator.refusal(&hung).starts_with("42501"), "{function}");
     }
     // Tables of their own by the names of ours stand before none.
@@ -337,16 +375,22 @@ fn an_operator_sees_the_organizations_below_their_own_and_an_entry_without_one_m
 fn cancelling_a_parent_cancels_its_children_of_other_organizations_too() {
     let mut db = with_roles();
     let mut operator = Login::new(&mut db, "rosterd_operator", &["A"]);
-    let (ours, theirs) = (config_of(&mut db, "A", "NoopJob", "", ""), config_of(&mut db, "B", "NoopJob", "", ""));
+    let (ours, theirs) =
+        (config_of(&mut db, "A", "NoopJob", "", ""), config_of(&mut db, "B", "NoopJob", "", ""));
     let parent = db.insert(&ours, "{}");
     let child = db.text(&format!(
         "insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{theirs}', 1, '{parent}') returning ID"
     ));
     operator.exec(&format!("update JobHistory set StatusID = -1 where ID = '{parent}'"));
     assert_eq!(db.status(&child), "5");
-    let told = db.rows("select Login, count(*) from AuditLog where Action = 'CANCEL' group by Login").unwrap();
+    let told =
+        db.rows("select Login, count(*) from AuditLog where Action = 'CANCEL' group by Login").unwrap();
     assert_eq!(told, [[operator.name.as_str(), "2"]]);
-    assert_eq!(operator.text("select count(*) from AuditLog where Action = 'CANCEL'"), "1", "of the own organization");
+    assert_eq!(
+        operator.text("select count(*) from AuditLog where Action = 'CANCEL'"),
+        "1",
+        "of the own organization"
+    );
 }
 
 #[test]
@@ -367,4 +411,56 @@ fn an_owner_without_superuser_lays_the_roles_down_and_runs_the_daemon() {
     let row = db.insert(&config, "{}");
     db.wait_status(&row, 3);
     runner.stop();
+    // The login owns the database, so that goes first.
+    drop(db);
+    drop(app);
+}
+
+#[test]
+fn row_level_security_takes_no_index_from_the_engine() {
+    let mut db = with_roles();
+    let config = config_of(&mut db, "A", "NoopJob", ", MaxInstances", ", 0");
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 2000)"
+    ));
+    db.exec("analyze");
+    let plan = |mut login: Login, statement: &str, arguments: &str| {
+        login.exec(&format!(
+            "set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {statement}"
+        ));
+        let lines = login.rows(&format!("explain (costs off) execute s {arguments}")).unwrap().concat();
+        lines.join("\n")
+    };
+    for (statement, arguments) in
+        [(CLAIM, "(vm.new_id(), '{}', 10, '{}', 2)"), (TICK, "('{1}', 2)"), (RESCUE, "")]
+    {
+        let as_runner = plan(Login::new(&mut db, "rosterd_runner", &[]), statement, arguments);
+        let as_owner = plan(Login::new(&mut db, "rosterd_owner", &[]), statement, arguments);
+        assert_eq!(as_runner, as_owner);
+        assert!(as_owner.contains("jobhistory_"), "{as_owner}");
+    }
+}
+
+#[test]
+fn the_statements_of_the_security_page_run() {
+    let mut db = with_roles();
+    db.exec("insert into Organization (Code) values ('NORTON')");
+    let page = include_str!("../../docs/security.md");
+    let blocks: Vec<&str> =
+        page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert!(blocks.len() >= 4);
+    // Roles belong to the whole server, so these get names of their own.
+    let named = |text: &str| {
+        let people = ["rosterd_host1", "alice", "bob"];
+        people.iter().fold(text.to_owned(), |text, who| text.replace(who, &format!("{}_{who}", db.name)))
+    };
+    let blocks: Vec<String> = blocks.into_iter().map(named).collect();
+    for block in blocks {
+        db.exec(&block);
+    }
+    assert_eq!(db.text("select count(*) from OrganizationMember where Login like '%alice'"), "1");
+    for who in ["rosterd_host1", "alice", "bob"] {
+        let name = format!("{}_{who}", db.name);
+        db.exec(&format!("drop role {name}"));
+    }
 }

@@ -311,7 +311,10 @@ fn statements(db: &mut TestDb, line: &Line, code: &str, login: &str) -> [Vec<Str
     [
         vec![format!("select count(*) from {table} where {row}")],
         vec![format!("insert into {table} {}", fill(line.insert))],
-        line.update.iter().map(|column| format!("update {table} set {column} = {column} where {row}")).collect(),
+        line.update
+            .iter()
+            .map(|column| format!("update {table} set {column} = {column} where {row}"))
+            .collect(),
         vec![format!("delete from {table} where {row}")],
         vec![format!("truncate {table}")],
     ]

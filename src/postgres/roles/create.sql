@@ -12,8 +12,9 @@ begin
       end;
     end if;
   end loop;
-  if exists (select from pg_roles where rolname like 'rosterd\_%'
-      and rolname in ('rosterd_runner', 'rosterd_operator', 'rosterd_viewer') and (rolsuper or rolbypassrls)) then
+  if exists (
+      select from pg_roles
+      where rolname in ('rosterd_runner', 'rosterd_operator', 'rosterd_viewer') and (rolsuper or rolbypassrls)) then
     raise exception 'one of rosterd_runner, rosterd_operator and rosterd_viewer is a superuser or has BYPASSRLS'
       using hint = 'alter role ... nosuperuser nobypassrls; row-level security would hold nothing back.';
   end if;

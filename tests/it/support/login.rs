@@ -15,11 +15,8 @@ const PASSWORD: &str = "s3cret-of-a-test";
 /// A database on which `rosterd migrate --roles` was run, with the organizations A and B.
 pub fn with_roles() -> TestDb {
     let mut db = TestDb::new();
-    let done = Command::new(binary())
-        .args(["migrate", "--roles"])
-        .env("DATABASE_URL", db.url())
-        .output()
-        .unwrap();
+    let done =
+        Command::new(binary()).args(["migrate", "--roles"]).env("DATABASE_URL", db.url()).output().unwrap();
     assert!(done.status.success(), "{done:?}");
     db.exec("insert into Organization (Code) values ('A'), ('B')");
     db
@@ -48,7 +45,8 @@ impl Login {
         }
         let options = db.options.clone().username(&name).password(PASSWORD);
         let superuser = db.options.get_username();
-        let url = db.url().replace(&format!("user={superuser}&"), &format!("user={name}&password={PASSWORD}&"));
+        let url =
+            db.url().replace(&format!("user={superuser}&"), &format!("user={name}&password={PASSWORD}&"));
         Self { name, options, url, runtime: runtime(), connection: None }
     }
 
