@@ -37,6 +37,7 @@ mod rescue_races;
 mod restart;
 mod roles;
 mod roles_matrix;
+mod roles_operators;
 mod rolling_restart;
 mod schedule_oracle;
 mod schedule_properties;

@@ -22,6 +22,15 @@ pub fn with_roles() -> TestDb {
     db
 }
 
+/// A configuration of this job for the organization with this code. Returns JobConfig.ID.
+pub fn config_of(db: &mut TestDb, code: &str, job: &str, columns: &str, values: &str) -> String {
+    db.exec(&format!("insert into Job (Struct) values ('{job}') on conflict do nothing"));
+    db.text(&format!(
+        "insert into JobConfig (JobID, OrganizationID{columns})
+         select j.ID, o.ID{values} from Job j, Organization o where j.Struct = '{job}' and o.Code = '{code}' returning ID"
+    ))
+}
+
 /// A role that can log in, and its connection. Roles belong to the whole server, so it has a name of its own, and is
 /// gone when the value is dropped.
 pub struct Login {

@@ -9,7 +9,7 @@ mod server;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::{Session, TestDb};
-pub use login::{Login, with_roles};
+pub use login::{Login, config_of, with_roles};
 pub use psql::psql;
 pub use server::server;
 
