@@ -1,6 +1,7 @@
 //! `rosterd doctor`: looks at everything that can be wrong, and says what to do about it.
 
 mod queue;
+mod roles;
 mod secrets;
 mod server;
 
@@ -110,6 +111,7 @@ fn examine(settings: &Config, registry: &Registry) -> Result<Vec<Check>, Failure
                 checks.push(Check::ok("database", server::place(&database)));
                 let usable = server::examine(&database, &mut db, &mut checks).await?;
                 if usable {
+                    checks.push(roles::examine(&mut db).await?);
                     queue::examine(&mut db, registry, &mut checks).await?;
                     checks.push(secrets::examine(&mut db, settings).await?);
                 }

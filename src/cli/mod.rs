@@ -64,7 +64,7 @@ enum Command {
     /// Show what it does: a private database, a daemon, and an operator at work. Takes about ten seconds.
     Demo,
     /// Bring the schema of the database to this program's version.
-    Migrate,
+    Migrate(migrate::Migrate),
     /// Check the configuration and the commands of `CommandJob`, without a database.
     CheckConfig(check_config::CheckConfig),
     /// Check the server, the schema, the daemons and the queue, and say what to do about each problem.
@@ -126,7 +126,7 @@ fn obey(cli: &Cli, registry: Registry) -> Result<(), Failure> {
     match &cli.command {
         Command::Run => run::run(&Arc::new(settings()?), registry),
         Command::Demo => demo::run(&settings()?),
-        Command::Migrate => migrate::run(&settings()?),
+        Command::Migrate(args) => migrate::run(&settings()?, args),
         Command::CheckConfig(args) => check_config::run(&cli.global, args),
         Command::Doctor(args) => doctor::run(&settings()?, &registry, args),
         Command::Status(args) => status::run(&settings()?, args),

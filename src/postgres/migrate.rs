@@ -1,6 +1,7 @@
 //! The schema: embedded migrations, applied forward only, one daemon at a time.
 
 use super::connect::{self, DatabaseError, Limits, Speaker};
+use super::roles;
 use sqlx::migrate::{Migrate, MigrateError, Migrator};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -20,6 +21,17 @@ pub enum SchemaError {
          run the newer rosterd (schemas never go back)"
     )]
     Newer {
+        /// The database's version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Ours is newer, and this login owns nothing here.
+    #[error(
+        "failed to use the schema: it is at version {found}, this rosterd needs version {known}, and this login may not \
+         migrate it; run `rosterd migrate` as a member of rosterd_owner"
+    )]
+    MayNotMigrate {
         /// The database's version.
         found: i64,
         /// Ours.
@@ -121,8 +133,17 @@ pub async fn migrate(options: &PgConnectOptions, limits: Limits) -> Result<Migra
 }
 
 async fn migrate_locked(db: &mut PgConnection) -> Result<Migrated, SchemaError> {
-    // The schema comes first, so that sqlx keeps its own table in it whatever the database's search_path.
-    sqlx::raw_sql("create schema if not exists vm").execute(&mut *db).await?;
+    // The schema comes first, so that sqlx keeps its own table in it whatever the database's search_path. IF NOT EXISTS
+    // would ask for the right to make schemas even where it is there.
+    let (exists, ours): (bool, bool) = sqlx::query_as(
+        "select s.ID is not null, coalesce(has_schema_privilege(s.ID, 'create'), true)
+         from (select to_regnamespace('vm')::oid as ID) s",
+    )
+    .fetch_one(&mut *db)
+    .await?;
+    if !exists {
+        sqlx::raw_sql("create schema if not exists vm").execute(&mut *db).await?;
+    }
     let from = version(&mut *db).await?;
     let known = known_version();
     if let Some(found) = from
@@ -130,14 +151,30 @@ async fn migrate_locked(db: &mut PgConnection) -> Result<Migrated, SchemaError> 
     {
         return Err(SchemaError::Newer { found, known });
     }
+    if !ours {
+        // A login of rosterd_runner uses the schema and changes nothing of it.
+        return match from {
+            Some(found) if found == known => Ok(Migrated { from, to: known, applied: Vec::new() }),
+            found => Err(SchemaError::MayNotMigrate { found: found.unwrap_or(0), known }),
+        };
+    }
     let mut migrator = migrator();
-    let applied = migrator
-        .iter()
-        .filter(|m| from.is_none_or(|from| m.version > from))
-        .map(|m| m.description.to_string())
-        .collect();
+    let before: Vec<i64> = match from {
+        Some(_) => {
+            sqlx::query_scalar("select version from vm._sqlx_migrations where success")
+                .fetch_all(&mut *db)
+                .await?
+        }
+        None => Vec::new(),
+    };
+    let applied: Vec<String> =
+        migrator.iter().filter(|m| !before.contains(&m.version)).map(|m| m.description.to_string()).collect();
     migrator.set_locking(false); // we hold the lock already
     migrator.run_direct(None, &mut *db, false).await?;
+    if !applied.is_empty() && roles::in_place(&mut *db).await? {
+        // What the migration made, or made anew, has no grants yet.
+        roles::lay_down_on(&mut *db).await?;
+    }
     Ok(Migrated { from, to: known, applied })
 }
 

@@ -7,3 +7,4 @@ pub mod embedded;
 pub mod lifeline;
 pub mod listen;
 pub mod migrate;
+pub mod roles;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, unreachable_pub, reason = "helpers of tests are tests")]
 
 mod attempts;
+mod audit;
 mod autostart;
 mod bad_input;
 mod cancel;
@@ -34,6 +35,9 @@ mod plans;
 mod poison;
 mod rescue_races;
 mod restart;
+mod roles;
+mod roles_matrix;
+mod roles_operators;
 mod rolling_restart;
 mod schedule_oracle;
 mod schedule_properties;

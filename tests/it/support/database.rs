@@ -21,12 +21,12 @@ pub struct TestDb {
     connection: Option<PgConnection>,
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// A statement on the server that needs no database of its own.
-async fn maintain(statement: String) -> Result<(), sqlx::Error> {
+pub(super) async fn maintain(statement: String) -> Result<(), sqlx::Error> {
     let mut db = PgConnection::connect_with(&server().connect_options().database("postgres")).await?;
     sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut db).await?;
     db.close().await
@@ -240,7 +240,7 @@ impl Drop for TestDb {
     }
 }
 
-fn texts(row: &PgRow) -> Vec<String> {
+pub(super) fn texts(row: &PgRow) -> Vec<String> {
     (0..row.len())
         .map(|n| {
             let value = row.try_get_raw(n).unwrap();

@@ -3,6 +3,7 @@
 pub mod api;
 mod daemon;
 mod database;
+mod login;
 pub mod proxy;
 mod psql;
 pub mod secrets;
@@ -10,6 +11,7 @@ mod server;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::{Session, TestDb};
+pub use login::{Login, config_of, with_roles};
 pub use psql::psql;
 pub use server::server;
 

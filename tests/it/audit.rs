@@ -1,0 +1,135 @@
+//! The audit: who changed which configuration, and who cancelled which rows.
+
+use crate::support::{Daemon, SOON, TestDb, psql};
+
+/// The newest entry, in the words of its columns.
+fn last(db: &mut TestDb, what: &str) -> String {
+    db.text(&format!("select {what} from AuditLog order by ID desc limit 1"))
+}
+
+#[test]
+fn a_change_is_written_down_with_who_when_and_the_changed_columns_alone() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "WaitInSeconds", "60");
+    assert_eq!(
+        last(&mut db, "concat_ws(' ', Action, TableName, RowID)"),
+        format!("INSERT JobConfig {config}")
+    );
+    assert_eq!(last(&mut db, "After ->> 'waitinseconds'"), "60");
+    psql(
+        &db,
+        &format!(
+            "set application_name = 'the ticket tool'; update JobConfig set WaitInSeconds = 120, MaxInstances = 1 where ID = '{config}';"
+        ),
+    );
+    assert_eq!(
+        last(&mut db, "concat_ws(' ', Action, Before, After, Application, Login = session_user)"),
+        r#"UPDATE {"waitinseconds": 60} {"waitinseconds": 120} the ticket tool t"#
+    );
+    assert_eq!(last(&mut db, "OrganizationID = (select ID from Organization)"), "t");
+    let before = db.text("select count(*) from AuditLog");
+    db.exec("update JobConfig set WaitInSeconds = 120");
+    assert_eq!(db.text("select count(*) from AuditLog"), before, "nothing changed");
+
+    let schedule = db.text(&format!(
+        "insert into JobSchedule (ConfigID, TimeOfDay) values ('{config}', '02:30') returning ID"
+    ));
+    db.exec("update JobSchedule set TimeOfDay = '03:30'");
+    assert_eq!(
+        last(&mut db, "concat_ws(' ', RowID, Before, After, OrganizationID is not null)"),
+        format!(r#"{schedule} {{"timeofday": "02:30:00"}} {{"timeofday": "03:30:00"}} t"#)
+    );
+    db.exec("delete from JobSchedule");
+    assert_eq!(last(&mut db, "concat_ws(' ', Action, RowID, After is null)"), format!("DELETE {schedule} t"));
+    db.exec("update Organization set TimeZone = 'Europe/Berlin'");
+    assert_eq!(last(&mut db, "After::text"), r#"{"timezone": "Europe/Berlin"}"#);
+    db.exec("insert into OrganizationMember (Login) values ('alice')");
+    assert_eq!(last(&mut db, "TableName || ' ' || (After ->> 'login')"), "OrganizationMember alice");
+}
+
+#[test]
+fn a_secret_is_seen_to_change_and_never_seen() {
+    let mut db = TestDb::new();
+    db.exec("insert into Organization (Code) values ('ACME')");
+    db.exec(
+        r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+           select 'JIRA', ID, 'https://u:canary0@jira.example.com/?key=canary1', '{"Username": "svc",
+             "Password": "canary2", "Delay": 5, "Sealed thing": {"Sealed": "canary3"}, "List": ["canary4"], "Pin": 12345678,
+             "Host": {"a": "canary5"}, "Token": "stays"}'
+           from Organization"#,
+    );
+    let show = |what: &str| {
+        format!("select {what} from AuditLog where TableName = 'SourceConfig' order by ID desc limit 1")
+    };
+    let shown = db.text(&show("After -> 'authinfo'"));
+    assert!(shown.contains(r#""Delay": 5"#) && shown.contains(r#""Username": "svc""#), "{shown}");
+    assert_eq!(shown.matches("sha256:").count(), 6, "{shown}");
+
+    db.exec(r#"update SourceConfig set AuthInfo = AuthInfo || '{"Password": "canary6", "Delay": 7}'"#);
+    for (field, equal) in [("Password", "f"), ("Token", "t"), ("Pin", "t"), ("Username", "t"), ("Delay", "f")]
+    {
+        let same = format!("Before #>> '{{authinfo,{field}}}' = After #>> '{{authinfo,{field}}}'");
+        assert_eq!(db.text(&show(&same)), equal, "{field}");
+    }
+    // Salted anew: the same token has another hash in the next entry.
+    let token = "After #>> '{authinfo,Token}'";
+    let hashes =
+        db.text(&format!("select count(distinct {token}) from AuditLog where TableName = 'SourceConfig'"));
+    assert_eq!(hashes, "2");
+    db.exec("update SourceConfig set AuthInfo = '{}'; delete from SourceConfig");
+    let all = db.text("select string_agg(a::text, ' ') from AuditLog a");
+    assert!(!all.contains("canary") && !all.contains("stays") && !all.contains("12345678"), "{all}");
+    assert!(all.contains("https://***@jira.example.com/?***"), "{all}");
+}
+
+#[test]
+fn what_the_daemon_keeps_for_itself_is_not_written_down() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    let daemon = Daemon::start(&db);
+    db.exec(&format!(
+        "insert into JobSchedule (ConfigID, Cron, TimeZone) values ('{config}', '* * * * * *', 'UTC')"
+    ));
+    db.wait_for("select count(*) >= 2 from JobHistory where Origin = 'schedule' and StatusID = 3", "t", SOON);
+    db.wait_for("select LastRun is not null from JobSchedule", "t", SOON);
+    db.wait_for("select LastJobStart is not null from JobConfig", "t", SOON);
+    let told = db.text("select string_agg(Action || ' ' || TableName, ', ' order by ID) from AuditLog");
+    assert_eq!(told, "INSERT Organization, INSERT JobConfig, INSERT JobSchedule", "{}", daemon.output());
+}
+
+#[test]
+fn every_cancelled_row_is_written_down_with_its_children_and_none_that_was_left_alone() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    let parent = db.insert(&config, "{}");
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID, ParentJobID) values ('{config}', 1, '{parent}')"
+    ));
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 3000)"
+    ));
+    db.exec("update JobHistory set StatusID = -1 where StatusID = 1");
+    db.exec("update JobHistory set StatusID = -1");
+    let told =
+        "select count(*), count(distinct RowID), count(distinct AuditDate), bool_and(Login = session_user),
+        string_agg(distinct Before::text || After::text, ' ') from AuditLog where Action = 'CANCEL'";
+    assert_eq!(db.rows(told).unwrap(), [["3002", "3002", "1", "t", r#"{"statusid": 1}{"statusid": 5}"#]]);
+}
+
+#[test]
+fn the_audit_only_grows_for_everybody() {
+    let mut db = TestDb::new();
+    db.config("NoopJob", "", "");
+    for forged in [
+        "update AuditLog set Login = 'somebody else'",
+        "delete from AuditLog where false",
+        "truncate AuditLog",
+    ] {
+        let said = db.refusal(forged);
+        assert!(said.starts_with("AuditLog only grows"), "{said}");
+    }
+    assert!(
+        db.refusal("set session_replication_role = replica; delete from AuditLog")
+            .starts_with("AuditLog only")
+    );
+}

@@ -1,0 +1,241 @@
+//! `rosterd migrate --roles`: laid down again and again, and a daemon that is no more than a runner.
+
+use crate::support::{
+    Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, config_of, own_jobs_binary, with_roles,
+};
+use rosterd::postgres::connect::Speaker;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+const CLAIM: &str = include_str!("../../src/history/claim.sql");
+const TICK: &str = include_str!("../../src/history/tick.sql");
+const RESCUE: &str = include_str!("../../src/history/rescue.sql");
+
+fn rosterd(url: &str, args: &[&str]) -> Output {
+    Command::new(binary()).args(args).env("DATABASE_URL", url).output().unwrap()
+}
+
+/// The finding of one check of `rosterd doctor`, behind its level.
+fn doctor(db: &TestDb, check: &str) -> String {
+    let said = rosterd(&db.url(), &["doctor", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    let found = said["checks"].as_array().unwrap().iter().find(|c| c["name"] == check).unwrap();
+    format!("{} {}", found["level"].as_str().unwrap(), found["finding"].as_str().unwrap())
+}
+
+/// A daemon with this login, ready to claim.
+fn daemon(login: &Login, env: &[(&str, &str)]) -> Daemon {
+    let mut command = Command::new(own_jobs_binary());
+    command.args(["run", "--listen", "off"]).env("DATABASE_URL", login.url()).envs(env.iter().copied());
+    let daemon = Daemon::spawn(command);
+    daemon.wait_line("rosterd is ready");
+    daemon
+}
+
+/// An API that says yes to one call.
+fn answer_once(api: &TcpListener) {
+    let (mut call, _) = api.accept().unwrap();
+    let mut line = String::new();
+    let mut lines = BufReader::new(call.try_clone().unwrap());
+    while lines.read_line(&mut line).unwrap() > 2 {
+        line.clear();
+    }
+    call.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").unwrap();
+}
+
+#[test]
+fn the_roles_are_laid_down_as_often_as_one_likes_and_doctor_sees_what_came_later() {
+    let mut db = TestDb::new();
+    assert!(doctor(&db, "roles").starts_with("ok none"));
+    let grants = "select md5(string_agg(relname || relacl::text, '' order by relname)) from pg_class where relnamespace = 'vm'::regnamespace";
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let done = rosterd(&db.url(), &["migrate", "--roles"]);
+        assert!(String::from_utf8_lossy(&done.stdout).contains("rosterd_viewer are laid down"), "{done:?}");
+        assert!(doctor(&db, "roles").starts_with("ok every table"));
+        seen.push(db.text(grants));
+    }
+    assert_eq!(seen[0], seen[1]);
+
+    let view = db.text("select pg_get_viewdef('vm.JobHistoryWaiting'::regclass)");
+    db.exec(&format!(
+        "create table vm.Later (ID int primary key);
+         create or replace view vm.JobHistoryWaiting as {view};
+         create or replace function vm.is_runner() returns boolean language sql stable
+           return current_setting('rosterd.actor', true) = 'runner';
+         create function vm.later() returns trigger language plpgsql as 'begin return null; end'"
+    ));
+    let said = doctor(&db, "roles");
+    for lapse in [
+        "warn ",
+        "table later has no row-level security",
+        "later does not belong to rosterd_owner",
+        "view jobhistorywaiting shows what its owner sees",
+        "function is_runner believes a setting alone",
+        "function later can be called by everybody",
+        "function later searches temporary tables first",
+    ] {
+        assert!(said.contains(lapse), "{lapse}: {said}");
+    }
+}
+
+#[test]
+fn a_migration_lays_the_roles_down_again_where_they_were() {
+    let mut db = with_roles();
+    // As if a migration that makes a function anew had still to come.
+    db.exec(
+        "delete from vm._sqlx_migrations where version = 20261122001900;
+         create or replace function vm.say_left_alone() returns trigger language plpgsql as 'begin return null; end'",
+    );
+    assert!(doctor(&db, "roles").contains("say_left_alone searches temporary tables first"));
+    let done = rosterd(&db.url(), &["migrate"]);
+    assert!(String::from_utf8_lossy(&done.stdout).contains("applied: bear a clock put back"), "{done:?}");
+    assert!(doctor(&db, "roles").starts_with("ok"));
+}
+
+#[test]
+fn a_daemon_of_rosterd_runner_does_all_its_work() {
+    let mut db = with_roles();
+    let runner = Login::new(&mut db, "rosterd_runner", &[]);
+    let mut operator = Login::new(&mut db, "rosterd_operator", &["A"]);
+    let started = config_of(&mut db, "A", "NoopJob", ", AutoStart", ", true");
+    let allowed = [("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8")];
+    let quick: Vec<_> = QUICK_LEASE.into_iter().chain([SHORT_GRACE]).chain(allowed).collect();
+    let mut first = daemon(&runner, &quick);
+
+    // AutoStart, a schedule, an operator's row with its log lines, a row that goes on.
+    db.wait_count(&started, 3, 1);
+    operator.exec(&format!(
+        "insert into JobSchedule (ConfigID, Cron, TimeZone) values ('{started}', '* * * * * *', 'UTC')"
+    ));
+    db.wait_for("select count(*) > 0 from JobHistory where Origin = 'schedule' and StatusID = 3", "t", SOON);
+    operator.exec("update JobSchedule set Active = false");
+    let sleep = config_of(&mut db, "A", "SleepJob", ", MaxInstances, Continuous", ", 3, false");
+    let row = |operator: &mut Login, config: &str, payload: &str| {
+        operator.text(&format!(
+            "insert into JobHistory (ConfigID, StatusID, Payload) values ('{config}', 1, '{payload}') returning ID"
+        ))
+    };
+    let said = row(&mut operator, &sleep, r#"{"seconds": 0.01}"#);
+    db.wait_status(&said, 3);
+    db.wait_for(&format!("select count(*) > 0 from Logs where JobHistoryID = '{said}'"), "t", SOON);
+    assert_ne!(operator.text(&format!("select count(*) from Logs where JobHistoryID = '{said}'")), "0");
+    assert_ne!(db.text(&format!("select LastJobStart from JobConfig where ID = '{started}'")), "");
+    let on = config_of(&mut db, "A", "NoopJob", ", Continuous, WaitInSeconds", ", true, 1");
+    let goes_on = row(&mut operator, &on, "{}");
+    db.wait_for(&format!("select CurrentIteration >= 2 from JobHistory where ID = '{goes_on}'"), "t", SOON);
+    // The trigger moves a waiting row for whoever changes its configuration.
+    operator.exec(&format!("update JobConfig set Continuous = false where ID = '{on}'"));
+    db.wait_status(&goes_on, 3);
+
+    // Cancelled while it runs; rescued by another runner; put through the limits of a source.
+    let cancelled = row(&mut operator, &sleep, r#"{"seconds": 600}"#);
+    db.wait_status(&cancelled, 2);
+    operator.exec(&format!("update JobHistory set StatusID = -1 where ID = '{cancelled}'"));
+    db.wait_status(&cancelled, 5);
+    assert_eq!(db.column(&cancelled, "CancelBy"), operator.name);
+    let orphan = row(&mut operator, &sleep, r#"{"seconds": 2}"#);
+    db.wait_status(&orphan, 2);
+    let second = daemon(&runner, &quick);
+    first.kill();
+    db.wait_status(&orphan, 3);
+    assert_eq!(db.column(&orphan, "Crashes"), "1");
+    let api = TcpListener::bind("127.0.0.1:0").unwrap();
+    operator.exec(&format!(
+        r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+           select 'HTTP', ID, 'http://{}', '{{"Delay": 1000000, "Concurrency": 2}}' from Organization"#,
+        api.local_addr().unwrap()
+    ));
+    let http = operator.text(
+        "insert into JobConfig (JobID, OrganizationID, DataInSourceConfigID)
+         select j.ID, s.OrganizationID, s.ID from Job j, SourceConfig s where j.Struct = 'HttpJob' returning ID",
+    );
+    std::thread::spawn(move || answer_once(&api));
+    let called = row(&mut operator, &http, r#"{"path": "/"}"#);
+    db.wait_status(&called, 3);
+    assert_eq!(
+        db.text("select count(*) from SourceGate"),
+        "1",
+        "it asked the limits"
+    );
+    let output = second.output();
+    for trouble in ["permission denied", "row-level security", "42501"] {
+        assert!(!output.contains(trouble), "{output}");
+    }
+}
+
+#[test]
+fn a_daemon_of_rosterd_runner_runs_a_suspect_alone() {
+    let mut db = with_roles();
+    let runner = Login::new(&mut db, "rosterd_runner", &[]);
+    let config = config_of(&mut db, "A", "SleepJob", "", "");
+    let mut session = db.session(Speaker::Runner);
+    session.exec("begin");
+    let id = session.exec(&format!(
+        r#"insert into JobHistory (ConfigID, StatusID, Payload) values ('{config}', 1, '{{"seconds": 0.01}}') returning ID"#
+    ));
+    session.exec(&format!("update JobHistory set Crashes = 2 where ID = '{id}'; commit"));
+    let daemon = daemon(&runner, &[]);
+    db.wait_status(&id, 3);
+    assert!(!daemon.output().contains("permission denied"), "{}", daemon.output());
+}
+
+#[test]
+fn a_runner_whose_schema_is_too_old_says_who_migrates_it() {
+    let mut db = with_roles();
+    let runner = Login::new(&mut db, "rosterd_runner", &[]);
+    db.exec("delete from vm._sqlx_migrations where version = (select max(version) from vm._sqlx_migrations)");
+    let said = rosterd(runner.url(), &["migrate"]);
+    assert_eq!(said.status.code(), Some(69));
+    let said = String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("run `rosterd migrate` as a member of rosterd_owner"), "{said}");
+}
+
+#[test]
+fn an_owner_without_superuser_lays_the_roles_down_and_runs_the_daemon() {
+    let mut db = TestDb::empty();
+    if db.text("select current_setting('server_version_num')::int >= 160000") == "t" {
+        // There CREATEROLE alone does not open a role that another login of this shared server has made.
+        return;
+    }
+    let app = Login::new(&mut db, "pg_monitor", &[]);
+    db.exec(&format!("alter role {0} createrole; alter database {1} owner to {0}", app.name, db.name));
+    for args in [&["migrate"][..], &["migrate", "--roles"], &["migrate", "--roles"]] {
+        let done = rosterd(app.url(), args);
+        assert!(done.status.success(), "{args:?}: {done:?}");
+    }
+    let config = db.config("NoopJob", "", "");
+    let mut runner = daemon(&app, &[]);
+    let row = db.insert(&config, "{}");
+    db.wait_status(&row, 3);
+    runner.stop();
+    // The login owns the database, so that goes first.
+    drop(db);
+    drop(app);
+}
+
+#[test]
+fn row_level_security_takes_no_index_from_the_engine() {
+    let mut db = with_roles();
+    let config = config_of(&mut db, "A", "NoopJob", ", MaxInstances", ", 0");
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID) select '{config}', 1 from generate_series(1, 2000)"
+    ));
+    db.exec("analyze");
+    let plan = |mut login: Login, statement: &str, arguments: &str| {
+        login.exec(&format!(
+            "set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {statement}"
+        ));
+        let lines = login.rows(&format!("explain (costs off) execute s {arguments}")).unwrap().concat();
+        lines.join("\n")
+    };
+    for (statement, arguments) in
+        [(CLAIM, "(vm.new_id(), '{}', 10, '{}', 2)"), (TICK, "('{1}', 2)"), (RESCUE, "")]
+    {
+        let as_runner = plan(Login::new(&mut db, "rosterd_runner", &[]), statement, arguments);
+        let as_owner = plan(Login::new(&mut db, "rosterd_owner", &[]), statement, arguments);
+        assert_eq!(as_runner, as_owner);
+        assert!(as_owner.contains("jobhistory_"), "{as_owner}");
+    }
+}
