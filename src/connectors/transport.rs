@@ -162,6 +162,7 @@ impl Transport {
                 None => TransportError::NoConnection(error.to_string()),
             }
         })?;
+        tracing::debug!(host = to.host, port = to.port, "connects to a source");
         let failed = |error: io::Error| TransportError::NoConnection(error.to_string());
         let tcp = first_that_answers(&addresses).await.map_err(failed)?;
         // A request is written at once, so that its start is when it leaves.

@@ -54,7 +54,7 @@ fn a_secret_is_seen_to_change_and_never_seen() {
     db.exec(
         r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
            select 'JIRA', ID, 'https://u:canary0@jira.example.com/?key=canary1', '{"Username": "svc",
-             "Password": "canary2", "Delay": 5, "Sealed thing": {"Sealed": "canary3"}, "List": ["canary4"], "Pin": 12345678,
+             "Password": "canary2", "Delay": 5, "Odd thing": {"Inner": "canary3"}, "List": ["canary4"], "Pin": 12345678,
              "Host": {"a": "canary5"}, "Token": "stays"}'
            from Organization"#,
     );

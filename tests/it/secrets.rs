@@ -36,9 +36,9 @@ fn a_sealed_secret_arrives_opened_at_the_api_and_is_seen_nowhere_else() {
     }
     assert!(daemon.stop().success());
     let said = daemon.output();
-    assert!(said.contains("starting new connection") && !said.contains(CANARY));
+    assert!(said.contains("connects to a source") && !said.contains(CANARY));
     let rows = all_rows(&mut db);
-    assert!(rows.contains(&source.id) && rows.contains("starting new connection") && !rows.contains(CANARY));
+    assert!(rows.contains(&source.id) && rows.contains("connects to a source") && !rows.contains(CANARY));
     // Not masked but absent: the key is not written anywhere either.
     let private = std::fs::read_to_string(key.file()).unwrap();
     let private = private.lines().last().unwrap().rsplit(':').next().unwrap().to_owned();
