@@ -191,8 +191,10 @@ begin
     fair := 0;
     granted := in_flight;
   elsif not others_wait then
+    -- Twice what it needs, so that it need not ask for each call, and not all there is: what a runner has when it is
+    -- killed is lost to the others until its lease is over.
     fair := most;
-    granted := greatest(in_flight, most - held);
+    granted := greatest(in_flight, least(most - held, greatest(2 * need, least(4, (most + 3) / 4))));
   else
     -- Everybody gets what he needs as long as it is no more than his part of what is left; of what cannot be divided
     -- the longest waiter gets one. The one that has it stands at the end of the line after its turn.

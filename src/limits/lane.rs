@@ -33,7 +33,7 @@ const BUSY: Duration = Duration::from_millis(250);
 /// Whoever starts calls one after the other needs so long from the end of one to the start of the next.
 const NOBODY_STARTS: Duration = Duration::from_millis(3);
 /// The share of a source that nobody calls goes back after this time.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_millis(300);
 /// How late the first start of a window may be, at least.
 const SLACK: Duration = Duration::from_millis(5);
 
@@ -74,8 +74,8 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 struct Asked {
     at: Duration,
-    /// Whether callers waited for a slot then.
-    waiting: bool,
+    /// Calls in flight then, and those that waited for a slot.
+    need: u32,
     /// When to ask for a window again; before, there is none.
     window_at: Option<Duration>,
     round_trip: Duration,
@@ -363,7 +363,7 @@ impl Lane {
             });
             state.asked = Some(Asked {
                 at: sent,
-                waiting: question.waiting > 0,
+                need: question.in_flight + question.waiting,
                 window_at: share.ask_in.map(|wait| now + wait),
                 round_trip: now.saturating_sub(sent),
             });
@@ -385,7 +385,7 @@ impl Lane {
                 state.terms = None;
             }
             state.refused = Some(refusal);
-            state.asked = Some(Asked { at: now, waiting: true, window_at: None, round_trip: Duration::ZERO });
+            state.asked = Some(Asked { at: now, need: u32::MAX, window_at: None, round_trip: Duration::ZERO });
         }
         self.changed.send_replace(());
     }
@@ -480,7 +480,8 @@ impl State {
         };
         let mut at = asked.at + RENEW;
         if self.waiting > 0 && self.in_flight >= terms.slots && terms.slots < terms.concurrency {
-            at = at.min(if asked.waiting { asked.at + POLL } else { now });
+            let has_grown = self.in_flight + self.waiting > asked.need;
+            at = at.min(asked.at + if has_grown { PAUSE_BETWEEN_QUESTIONS } else { POLL });
         }
         if !terms.delay.is_zero() && self.wants_starts(now) && (self.starting > 0 || terms.slots > 0) {
             let calm = asked.at + PAUSE_BETWEEN_QUESTIONS;
