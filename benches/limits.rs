@@ -5,8 +5,16 @@
 //! call when it arrives.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::expect_used, reason = "it measures")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::unchecked_time_subtraction,
+    reason = "figures for people"
+)]
 
 #[path = "../tests/it/support/stamping_api.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the tests")]
 mod stamping_api;
 
 use anyhow::{Context, Result, ensure};
@@ -18,6 +26,7 @@ use rosterd::postgres::database::Database;
 use rosterd::postgres::embedded::{EmbeddedOptions, EmbeddedPostgres};
 use sqlx::{Connection, PgConnection};
 use stamping_api::{Arrival, StampingApi};
+use std::fmt::Write as _;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
@@ -77,10 +86,27 @@ fn measure(runtime: &tokio::runtime::Runtime) -> Result<()> {
         lines.extend(bench.alone(runtime)?);
         lines.extend(bench.without_delay(runtime)?);
     }
+    lines.extend(bench.neighbours(runtime)?);
     lines.extend(bench.fleet(runtime)?);
+    let mut table = "| figure | measured |\n|---|---|\n".to_owned();
     for (what, figure) in &lines {
         println!("{what}: {figure}");
+        writeln!(table, "| {what} | {figure} |")?;
     }
+    if std::env::args().any(|arg| arg == "--write") {
+        write_table(&table)?;
+    }
+    Ok(())
+}
+
+/// Between its marks in docs/BENCHMARKS.md.
+fn write_table(table: &str) -> Result<()> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/BENCHMARKS.md");
+    let text = std::fs::read_to_string(&path)?;
+    let (begin, end) = ("<!-- limits: begin -->\n", "<!-- limits: end -->");
+    let (head, rest) = text.split_once(begin).context("the mark where the table begins")?;
+    let (_, tail) = rest.split_once(end).context("the mark where the table ends")?;
+    std::fs::write(&path, format!("{head}{begin}{table}{end}{tail}"))?;
     Ok(())
 }
 
@@ -219,19 +245,24 @@ impl Bench {
         })
     }
 
+    /// A runner in this process.
+    async fn limiter(&self, db: &mut PgConnection) -> Result<(Uuid, SourceLimiter)> {
+        let limits = Limits { connect: EDIT_ACTS * 5, statement: EDIT_ACTS * 30, answer: EDIT_ACTS * 3 };
+        let database = Database::new(&self.server.connect_options(), "bench", 4, limits);
+        let runner = Uuid::now_v7();
+        sqlx::query("insert into vm.Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ($1, 'bench', 1, '0', 20, 10)")
+                .bind(runner)
+                .execute(&mut *db)
+                .await?;
+        Ok((runner, SourceLimiter::new(database, runner)))
+    }
+
     /// What a grant costs where there is no Delay.
     fn without_delay(&mut self, runtime: &tokio::runtime::Runtime) -> Result<Lines> {
         runtime.block_on(async {
             let mut db = self.session().await?;
             let id = self.source(&mut db, "free", 0.0, 10, 0).await?;
-            let limits = Limits { connect: EDIT_ACTS * 5, statement: EDIT_ACTS * 30, answer: EDIT_ACTS * 3 };
-            let database = Database::new(&self.server.connect_options(), "bench", 4, limits);
-            let runner = Uuid::now_v7();
-            sqlx::query("insert into vm.Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values ($1, 'bench', 1, '0', 20, 10)")
-                .bind(runner)
-                .execute(&mut db)
-                .await?;
-            let limiter = SourceLimiter::new(database, runner);
+            let (runner, limiter) = self.limiter(&mut db).await?;
             let source = source_row(id);
             let cancel = CancellationToken::new();
             let mut times = Vec::new();
@@ -246,6 +277,53 @@ impl Bench {
                 "a permit of a source without Delay".to_owned(),
                 format!("p50 {:?}, p99 {:?}, the first {:?}", times[10_000], times[19_800], times[19_999]),
             )])
+        })
+    }
+
+    /// Fifty sources, called one after the other: alone, and while two hundred callers wait for one of them.
+    fn neighbours(&mut self, runtime: &tokio::runtime::Runtime) -> Result<Lines> {
+        runtime.block_on(async {
+            let mut db = self.session().await?;
+            let mut sources = Vec::new();
+            for n in 0..50 {
+                sources.push(source_row(self.source(&mut db, &format!("near{n:02}"), 0.0, 2, 0).await?));
+            }
+            let (runner, limiter) = self.limiter(&mut db).await?;
+            let cancel = CancellationToken::new();
+            let mut lines = Vec::new();
+            for saturated in [false, true] {
+                let mut held = Vec::new();
+                let mut waiting = tokio::task::JoinSet::new();
+                if saturated {
+                    for _ in 0..2 {
+                        held.push(limiter.acquire(&sources[0], HistoryId(Uuid::nil()), &cancel).await?);
+                    }
+                    for _ in 0..200 {
+                        let (limiter, source, cancel) = (limiter.clone(), sources[0].clone(), cancel.clone());
+                        waiting.spawn(async move {
+                            limiter.acquire(&source, HistoryId(Uuid::nil()), &cancel).await.map(drop)
+                        });
+                    }
+                }
+                let mut times = Vec::new();
+                for _ in 0..40 {
+                    for source in &sources[1..] {
+                        let began = Instant::now();
+                        drop(limiter.acquire(source, HistoryId(Uuid::nil()), &cancel).await?);
+                        times.push(began.elapsed());
+                    }
+                }
+                times.sort_unstable();
+                let at = |part: usize| times[times.len() * part / 100];
+                let what = if saturated { "with 200 callers waiting for one" } else { "alone" };
+                lines.push((
+                    format!("a permit of one of 49 sources in turn, {what}"),
+                    format!("p50 {:?}, p95 {:?}, p99 {:?}", at(50), at(95), at(99)),
+                ));
+                waiting.abort_all();
+            }
+            sqlx::query("delete from vm.Runner where ID = $1").bind(runner).execute(&mut db).await?;
+            Ok(lines)
         })
     }
 

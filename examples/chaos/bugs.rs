@@ -116,16 +116,12 @@ pub const BUGS: &[SeededBug] = &[
     database("guard-off", "drop trigger jobhistory_guard on vm.JobHistory", &[]),
     database(
         "delay-ignored",
-        replaced!(
-            "take_source_slot",
-            "start := greatest(now_, gate.LastStart + spacing, gate.PausedUntil)",
-            "start := now_"
-        ),
+        replaced!("share_source", "delay := ceil(config.Delay / 1000.0) / 1e6", "delay := 0"),
         &[],
     ),
     database(
         "concurrency-ignored",
-        replaced!("take_source_slot", "select config.Concurrency - count(*)", "select 1000 - count(*)"),
+        replaced!("share_source", "most := config.Concurrency", "most := 1000"),
         &[],
     ),
 ];

@@ -121,7 +121,11 @@ impl AuthInfo {
 
     /// The names of its fields and whether each is a text, for those who check them.
     pub(crate) fn names(&self) -> impl Iterator<Item = (&str, bool)> {
-        self.fields.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value.is_string() || self.opened.contains_key(name)))
+        self.fields
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| (name.as_str(), value.is_string() || self.opened.contains_key(name)))
     }
 }
 

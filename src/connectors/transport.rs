@@ -278,10 +278,13 @@ impl Endpoint {
             Some("https") => true,
             Some("http") => false,
             _ => {
-                return Err(TransportError::NoConnection("the address is neither http:// nor https://".to_owned()));
+                return Err(TransportError::NoConnection(
+                    "the address is neither http:// nor https://".to_owned(),
+                ));
             }
         };
-        let host = uri.host().ok_or_else(|| TransportError::NoConnection("the address has no host".to_owned()))?;
+        let host =
+            uri.host().ok_or_else(|| TransportError::NoConnection("the address has no host".to_owned()))?;
         let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         Ok(Self { tls, host: bare.to_owned(), port })

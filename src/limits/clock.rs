@@ -96,7 +96,7 @@ mod tests {
         let times = [5, 3, 3, 40];
         let waits = times.map(|millis| async move {
             sleep_until(began + Duration::from_millis(millis)).await;
-            boottime() - began
+            boottime().saturating_sub(began)
         });
         for (millis, woken) in times.into_iter().zip(futures_util::future::join_all(waits).await) {
             assert!(woken >= Duration::from_millis(millis), "{woken:?} for {millis} ms");

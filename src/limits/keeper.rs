@@ -13,7 +13,7 @@ const BUSY_WAIT: Duration = Duration::from_millis(2);
 /// After a question that failed.
 const TROUBLE_WAIT: Duration = Duration::from_millis(500);
 
-/// Ends when nobody has called this source for a second and the database was told so.
+/// Ends when nobody has called this source for a while and the database was told so.
 pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() -> Uuid + Send) {
     let mut wait = Duration::ZERO;
     loop {
@@ -24,7 +24,7 @@ pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() 
         let now = boottime();
         let due = lane.next_question(now);
         if due > now {
-            wait = due - now;
+            wait = due.saturating_sub(now);
             continue;
         }
         let runner = runner();

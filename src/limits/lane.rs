@@ -385,7 +385,8 @@ impl Lane {
                 state.terms = None;
             }
             state.refused = Some(refusal);
-            state.asked = Some(Asked { at: now, need: u32::MAX, window_at: None, round_trip: Duration::ZERO });
+            state.asked =
+                Some(Asked { at: now, need: u32::MAX, window_at: None, round_trip: Duration::ZERO });
         }
         self.changed.send_replace(());
     }

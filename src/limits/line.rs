@@ -3,25 +3,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// The line. Clones are the same line.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Line {
     inner: Arc<Mutex<Inner>>,
+    overtaken: Arc<Notify>,
 }
+
+/// Priority, and who came first.
+type Place = (i32, u64);
 
 #[derive(Debug, Default)]
 struct Inner {
-    taken: bool,
+    first: Option<Place>,
     entered: u64,
-    waiting: BTreeMap<(i32, u64), oneshot::Sender<Turn>>,
+    waiting: BTreeMap<Place, oneshot::Sender<Turn>>,
 }
 
 /// Being first. Dropped, the next one is.
 #[derive(Debug)]
 pub(super) struct Turn {
     line: Line,
+    place: Place,
     held: bool,
 }
 
@@ -30,20 +35,42 @@ impl Line {
     pub(super) async fn enter(&self, priority: i32) -> Turn {
         let turn = {
             let mut inner = self.lock();
-            if !inner.taken {
-                inner.taken = true;
-                return Turn { line: self.clone(), held: true };
-            }
-            let (sender, turn) = oneshot::channel();
             inner.entered += 1;
             let place = (priority, inner.entered);
+            let Some(first) = inner.first else {
+                inner.first = Some(place);
+                return Turn { line: self.clone(), place, held: true };
+            };
+            let (sender, turn) = oneshot::channel();
             inner.waiting.insert(place, sender);
+            if place < first {
+                self.overtaken.notify_one();
+            }
             turn
         };
-        match turn.await {
-            Ok(turn) => turn,
-            Err(_) => unreachable!("a place is given up only by handing over the turn"),
-        }
+        handed_over(turn).await
+    }
+
+    /// Completes when somebody with a lower priority number has come since this turn was had.
+    pub(super) async fn overtaken(&self) {
+        self.overtaken.notified().await;
+    }
+
+    /// Lets those go first who have a lower priority number, and comes back in its old place.
+    pub(super) async fn let_others_go_first(&self, mut turn: Turn) -> Turn {
+        let again = {
+            let mut inner = self.lock();
+            let Some((first, _)) = inner.waiting.first_key_value() else { return turn };
+            if turn.place < *first {
+                return turn;
+            }
+            let (sender, again) = oneshot::channel();
+            inner.waiting.insert(turn.place, sender);
+            again
+        };
+        turn.hand_over();
+        drop(turn);
+        handed_over(again).await
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -51,21 +78,37 @@ impl Line {
     }
 }
 
-impl Drop for Turn {
-    fn drop(&mut self) {
-        while self.held {
+async fn handed_over(turn: oneshot::Receiver<Turn>) -> Turn {
+    match turn.await {
+        Ok(turn) => turn,
+        Err(_) => unreachable!("a place is given up only by handing over the turn"),
+    }
+}
+
+impl Turn {
+    fn hand_over(&mut self) {
+        self.held = false;
+        loop {
             let next = {
                 let mut inner = self.line.lock();
                 let next = inner.waiting.pop_first();
-                inner.taken = next.is_some();
+                inner.first = next.as_ref().map(|(place, _)| *place);
                 next
             };
-            let Some((_, next)) = next else { return };
+            let Some((place, next)) = next else { return };
             // Who is gone meanwhile never had the turn: it is this loop that hands it on.
-            match next.send(Self { line: self.line.clone(), held: true }) {
+            match next.send(Self { line: self.line.clone(), place, held: true }) {
                 Ok(()) => return,
                 Err(mut turn) => turn.held = false,
             }
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.held {
+            self.hand_over();
         }
     }
 }
@@ -98,6 +141,25 @@ mod tests {
             }
         }
         assert_eq!(order, ["a", "b", "c", "d"]);
+    }
+
+    #[tokio::test]
+    async fn who_is_first_and_cannot_go_yet_lets_a_lower_priority_number_pass_and_keeps_its_place() {
+        let line = Line::default();
+        let slow = line.enter(5).await;
+        let mut equal = Box::pin(line.enter(5));
+        assert!((&mut equal).now_or_never().is_none());
+        let mut urgent = Box::pin(line.enter(1));
+        assert!((&mut urgent).now_or_never().is_none());
+        line.overtaken().await;
+        let mut slow = Box::pin(line.let_others_go_first(slow));
+        assert!((&mut slow).now_or_never().is_none());
+        drop(urgent.now_or_never().expect("its turn"));
+        assert!((&mut equal).now_or_never().is_none());
+        let slow = slow.now_or_never().expect("its turn again");
+        // With nobody more urgent it stays.
+        drop(line.let_others_go_first(slow).now_or_never().expect("still its turn"));
+        assert!(equal.now_or_never().is_some());
     }
 
     #[tokio::test]

@@ -185,7 +185,7 @@ impl SourceLimiter {
         let lane = self.inner.lane(source);
         let priority = self.run.as_ref().map_or(NO_RUN, |run| run.priority);
         let waiting = Waiting::begin(&self.inner, &lane);
-        let turn = lane.slots.enter(priority).await;
+        let mut turn = lane.slots.enter(priority).await;
         let mut changes = lane.changes();
         loop {
             match lane.take_slot(self.runner, boottime()) {
@@ -195,8 +195,11 @@ impl SourceLimiter {
             }
             self.stand()?;
             lane.ask.notify_one();
-            // The lane is ours as long as we wait, so its sender cannot be gone.
-            let _ = changes.changed().await;
+            tokio::select! {
+                // The lane is ours as long as we wait, so its sender cannot be gone.
+                _ = changes.changed() => {}
+                () = lane.slots.overtaken() => turn = lane.slots.let_others_go_first(turn).await,
+            }
         }
         drop((waiting, turn));
         Ok(CallPermit::new(lane, self.runner, priority, self.run.as_ref().map(|run| run.gate.clone())))

@@ -122,7 +122,7 @@ impl Start {
         if let Some(at) = self.at
             && now < at
         {
-            if at - now > LONGEST {
+            if at.saturating_sub(now) > LONGEST {
                 return Err(Missed);
             }
             while boottime() < at {

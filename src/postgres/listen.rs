@@ -128,7 +128,7 @@ impl Life {
             match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
                 Ok(Ok(Some(hint))) if hint.channel() == CANCEL => self.hints.cancel.notify_one(),
                 Ok(Ok(Some(hint))) if hint.channel() == SOURCE => {
-                    self.hints.source(hint.payload().parse().ok())
+                    self.hints.source(hint.payload().parse().ok());
                 }
                 Ok(Ok(Some(hint))) => {
                     self.hints.wake.notify_one();

@@ -1,8 +1,8 @@
 //! The host of `SourceConfig.Address`: what a secret is bound to, and where calls go. One reading for both, because
 //! an address that two readers understand differently would carry a secret to another host.
 
-use url::Url;
 use std::net::Ipv6Addr;
+use url::Url;
 
 /// An Address as a URL; `https` unless it says otherwise. An error finishes "this source: ".
 pub(crate) fn address_url(address: &str) -> Result<Url, String> {

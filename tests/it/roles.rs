@@ -154,11 +154,7 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     std::thread::spawn(move || answer_once(&api));
     let called = row(&mut operator, &http, r#"{"path": "/"}"#);
     db.wait_status(&called, 3);
-    assert_eq!(
-        db.text("select count(*) from SourceGate"),
-        "1",
-        "it asked the limits"
-    );
+    assert_eq!(db.text("select count(*) from SourceGate"), "1", "it asked the limits");
     let output = second.output();
     for trouble in ["permission denied", "row-level security", "42501"] {
         assert!(!output.contains(trouble), "{output}");

@@ -8,6 +8,8 @@ pub mod proxy;
 mod psql;
 pub mod secrets;
 mod server;
+#[allow(dead_code, reason = "the benchmark of limits uses the rest")]
+pub mod stamping_api;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::{Session, TestDb};
