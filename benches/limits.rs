@@ -361,7 +361,8 @@ impl Bench {
             let mut kills = 0;
             let mut edits = 0;
             let mut random = fastrand::Rng::with_seed(4);
-            while self.api.calls() < CALLS || kills < 5 {
+            let before = self.api.calls();
+            while self.api.calls() < before + CALLS || kills < 5 {
                 tokio::time::sleep(Duration::from_millis(random.u64(500..1500))).await;
                 if random.u32(0..4) == 0 {
                     let n = random.usize(0..DAEMONS);

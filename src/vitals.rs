@@ -27,6 +27,8 @@ pub const LOG_LINES_DROPPED: &str = "rosterd_log_lines_dropped_total";
 pub const LOG_LINES_UNWRITTEN: &str = "rosterd_log_lines_unwritten_total";
 /// Gauge: 1 while the database answers.
 pub const DATABASE_UP: &str = "rosterd_database_up";
+/// Sources that are paused or that a runner waits for, as counted at the last sweep.
+pub const SOURCES_LIMITED: &str = "rosterd_sources_limited";
 /// The values of the label `status`; the pages show each from the start, at zero.
 pub const FINISHED_STATUSES: &[&str] = &["completed", "error", "canceled", "retried"];
 

@@ -63,6 +63,8 @@ struct State {
     window: Option<Window>,
     last_start: Option<Duration>,
     last_use: Duration,
+    /// About how long a call takes.
+    call_takes: Duration,
     /// Starts in the window before.
     pace: u32,
     /// Calls answered since the last question, none of them with 429.
@@ -214,10 +216,12 @@ impl Lane {
         }
     }
 
-    pub(super) fn free_slot(&self) {
+    /// A call has ended, and took so long from its start.
+    pub(super) fn free_slot(&self, took: Duration) {
         let has_more = {
             let mut state = self.state();
             state.in_flight -= 1;
+            state.call_takes = (state.call_takes * 7 + took) / 8;
             // What this runner has beyond its part is what others wait for.
             state.terms.is_some_and(|terms| state.in_flight >= terms.slots)
         };
@@ -406,7 +410,8 @@ impl Lane {
         let mut state = self.state();
         let idle = state.is_idle(now);
         if idle {
-            *state = State { last_start: state.last_start, ..State::default() };
+            let (last_start, call_takes) = (state.last_start, state.call_takes);
+            *state = State { last_start, call_takes, ..State::default() };
         }
         idle
     }
@@ -461,11 +466,18 @@ impl State {
         self.terms.is_some_and(|terms| terms.contended)
     }
 
-    /// While other runners wait for a window, one in which a call could start and none does is theirs: at once if none
-    /// can, because all slots are in flight.
+    /// A window without a slot to use it is for others; while they wait for one, so is a window in which a call could
+    /// start and none does. It goes back at once if none will: all slots are in flight, for longer than the Delay.
     fn gives_back_at(&self) -> Option<Duration> {
-        let window = self.window.filter(|_| self.is_contended() && self.starting == 0)?;
-        if window.made > 0 && self.terms.is_some_and(|terms| self.in_flight >= terms.slots) {
+        let (window, terms) = (self.window.filter(|_| self.starting == 0)?, self.terms?);
+        if terms.slots == 0 && self.in_flight == 0 {
+            return Some(Duration::ZERO);
+        }
+        if !terms.contended {
+            return None;
+        }
+        let busy = self.in_flight >= terms.slots && self.call_takes > terms.delay + NOBODY_STARTS;
+        if window.made > 0 && busy {
             return self.last_start;
         }
         Some(window.from.max(self.earliest().unwrap_or_default()) + NOBODY_STARTS)

@@ -6,7 +6,7 @@ use super::lane::{Lane, NextStart};
 use super::line::Turn;
 use crate::job::EffectGate;
 use crate::lease::boottime;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -21,6 +21,8 @@ pub struct CallPermit {
     priority: i32,
     gate: Option<EffectGate>,
     doubt: Option<Duration>,
+    /// Since boot, when its newest start was had; before that, its slot.
+    began: Mutex<Duration>,
 }
 
 /// The moment a call may start, or a little before it. Only one call of a source with a Delay has one at a time.
@@ -42,7 +44,7 @@ pub(crate) struct Missed;
 
 impl CallPermit {
     pub(super) fn new(lane: Arc<Lane>, runner: Uuid, priority: i32, gate: Option<EffectGate>) -> Self {
-        Self { lane, runner, priority, gate, doubt: None }
+        Self { lane, runner, priority, gate, doubt: None, began: Mutex::new(boottime()) }
     }
 
     /// `Concurrency` of the source as it stands now.
@@ -93,6 +95,7 @@ impl CallPermit {
                     continue;
                 }
             };
+            *self.began.lock().unwrap_or_else(PoisonError::into_inner) = boottime();
             let (lane, gate) = (Arc::clone(&self.lane), self.gate.clone());
             return Ok(Start { lane, runner: self.runner, gate, at, _starting: starting, _turn: turn });
         }
@@ -102,14 +105,16 @@ impl CallPermit {
 impl Drop for CallPermit {
     fn drop(&mut self) {
         let lane = Arc::clone(&self.lane);
+        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        let took = boottime().saturating_sub(began);
         match (self.doubt, tokio::runtime::Handle::try_current()) {
             (Some(doubt), Ok(runtime)) => {
                 runtime.spawn(async move {
                     tokio::time::sleep(doubt).await;
-                    lane.free_slot();
+                    lane.free_slot(took);
                 });
             }
-            _ => lane.free_slot(),
+            _ => lane.free_slot(took),
         }
     }
 }

@@ -66,6 +66,7 @@ async fn render(State(vitals): State<Arc<Vitals>>) -> impl IntoResponse {
 fn set_gauges(vitals: &Vitals) {
     gauge!(vitals::JOBS_RUNNING).set(vitals.running() as f64);
     gauge!(vitals::TASKS_ALIVE).set(vitals.tasks() as f64);
+    gauge!(vitals::SOURCES_LIMITED).set(vitals.limited() as f64);
     gauge!(vitals::DATABASE_UP).set(f64::from(u8::from(vitals.database_up())));
 }
 
@@ -97,6 +98,7 @@ fn describe() {
         vitals::LOG_LINES_UNWRITTEN,
         "Log lines that stdout did not take: a full disk, a reader that is gone"
     );
+    describe_gauge!(vitals::SOURCES_LIMITED, "Sources that asked for a pause or that runners wait for");
     describe_gauge!(vitals::DATABASE_UP, "1 while the database answers, else 0");
     counter!(vitals::JOBS_CLAIMED).increment(0);
     counter!(vitals::LOG_LINES_DROPPED).increment(0);

@@ -44,6 +44,7 @@ fn health_readiness_and_metrics_are_served() {
         "rosterd_jobs_claimed_total 1",
         r#"rosterd_jobs_finished_total{status="completed"} 1"#,
         "rosterd_database_up 1",
+        "rosterd_sources_limited 0",
         "rosterd_start_latency_seconds_count 1",
     ];
     loop {
