@@ -7,11 +7,11 @@
 //!
 //! | part | does |
 //! |---|---|
-//! | [`lane`] | what this process knows of one source, and what may happen now |
-//! | [`keeper`] | asks the database about one source while it is called |
-//! | [`line`] | who is first |
-//! | [`permit`] | one call, from its slot to its end |
-//! | [`clock`] | waiting to within a fraction of a millisecond |
+//! | `lane` | what this process knows of one source, and what may happen now |
+//! | `keeper` | asks the database about one source while it is called |
+//! | `line` | who is first |
+//! | `permit` | one call, from its slot to its end |
+//! | `clock` | waiting to within a fraction of a millisecond |
 
 mod clock;
 mod keeper;
