@@ -190,7 +190,11 @@ impl SourceClient {
             let (outcome, concurrency) = match attempt {
                 Ok(Some(ended)) => ended,
                 Ok(None) => return Err(self.cancelled(outgoing)),
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime is going down.
+                    Err(_) => return Err(self.cancelled(outgoing)),
+                },
             };
             let begun = *begun.get_or_insert_with(Instant::now);
             tries += 1;

@@ -28,6 +28,8 @@ use tokio::time::Instant;
 
 /// A connection that nobody wanted for so long is closed: many servers close it after a minute.
 const IDLE_FOR: Duration = Duration::from_secs(45);
+/// A connection on which nothing was sent for so long may have been closed by the other side.
+const OVERTIRED: Duration = Duration::from_secs(1);
 /// How long an answer may take to say that its connection can be used again.
 const REUSE_WAIT: Duration = Duration::from_millis(50);
 
@@ -116,12 +118,17 @@ impl Transport {
         request: &Request<B>,
         permit: &CallPermit,
     ) -> Result<Result<Ready, TransportError>, LimitError> {
-        let connection = match self.connection_for(request.uri()).await {
-            Ok(connection) => connection,
-            Err(error) => return Ok(Err(error)),
-        };
-        let start = permit.start().await?;
-        Ok(Ok(Ready { transport: self.clone(), connection, start }))
+        loop {
+            let connection = match self.connection_for(request.uri()).await {
+                Ok(connection) => connection,
+                Err(error) => return Ok(Err(error)),
+            };
+            let start = permit.start().await?;
+            // With a long Delay the other side may have lost its patience meanwhile.
+            if connection.since.elapsed() < OVERTIRED || !connection.sender.is_closed() {
+                return Ok(Ok(Ready { transport: self.clone(), connection, start }));
+            }
+        }
     }
 
     async fn connection_for(&self, uri: &Uri) -> Result<Connection, TransportError> {
@@ -195,10 +202,17 @@ impl Ready {
                 let body = Returning { incoming, connection: Some((transport, connection)) };
                 body.boxed_unsync()
             })),
-            Err(_) if sent_nothing && (connection.used || connection.wire.missed()) => Err(Missed.into()),
+            Err(_) if sent_nothing && connection.may_have_been_closed() => Err(Missed.into()),
             Err(error) if sent_nothing => Err(TransportError::NoConnection(chain(&error))),
             Err(error) => Err(TransportError::Broken(chain(&error))),
         }
+    }
+}
+
+impl Connection {
+    /// Whether it fails for a reason that a new one does not have.
+    fn may_have_been_closed(&self) -> bool {
+        self.used || self.wire.missed() || self.since.elapsed() >= OVERTIRED
     }
 }
 

@@ -196,6 +196,19 @@ fn a_cancelled_call_counts_until_the_api_has_answered_it() {
 }
 
 #[test]
+fn a_server_that_closes_idle_connections_fails_no_call_of_a_source_with_a_long_delay() {
+    let mut db = TestDb::new();
+    let api = StampingApi::start_with(Some(Duration::from_millis(300))).unwrap();
+    let (_, config) = source(&mut db, &api, 1300, 2);
+    let _daemon = Daemon::start_with(&db, &[LOOPBACK]);
+    let id = call(&mut db, &config, "/idle", 4);
+    db.wait_status(&id, 3);
+    let arrivals = api.arrivals("idle");
+    assert_eq!(arrivals.len(), 4);
+    assert!(least_gap(&arrivals) >= Duration::from_millis(1300), "{:?}", least_gap(&arrivals));
+}
+
+#[test]
 fn a_saturated_and_a_paused_source_hold_up_no_call_of_another() {
     let mut db = TestDb::new();
     let api = StampingApi::start().unwrap();

@@ -10,7 +10,7 @@ use std::io::{self, IoSliceMut, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// One call.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,7 @@ pub struct Arrival {
 #[derive(Clone)]
 pub struct StampingApi {
     pub address: SocketAddr,
+    patience: Option<Duration>,
     seen: Arc<Mutex<HashMap<String, Seen>>>,
 }
 
@@ -38,8 +39,15 @@ struct Seen {
 impl StampingApi {
     /// It serves until the process ends: a thread for each connection, which ends with the connection.
     pub fn start() -> io::Result<Self> {
+        Self::start_with(None)
+    }
+
+    /// The same; a connection on which nothing was said for `patience` is closed.
+    pub fn start_with(patience: Option<Duration>) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let api = Self { address: listener.local_addr()?, seen: Arc::default() };
+        // Connections inherit it. Asked for on each of them it would come after the first call may have arrived.
+        setsockopt(&listener, ReceiveTimestampns, &true)?;
+        let api = Self { address: listener.local_addr()?, patience, seen: Arc::default() };
         let serving = api.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -70,8 +78,8 @@ impl StampingApi {
     }
 
     fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
-        setsockopt(&stream, ReceiveTimestampns, &true)?;
         stream.set_nodelay(true)?;
+        stream.set_read_timeout(self.patience)?;
         loop {
             let Some((head, at)) = receive(&stream)? else { return Ok(()) };
             let target = head.split(' ').nth(1).unwrap_or("/").to_owned();
@@ -120,8 +128,9 @@ fn receive(stream: &TcpStream) -> io::Result<Option<(String, Duration)>> {
         first = first.or(stamp);
         head.extend_from_slice(&buffer[..count]);
         if head.ends_with(b"\r\n\r\n") {
-            let at = first.ok_or_else(|| io::Error::other("the kernel did not stamp what arrived"))?;
-            return Ok(Some((String::from_utf8_lossy(&head).into_owned(), at)));
+            // The kernel begins to stamp a moment after the first socket of the machine asked for it.
+            let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            return Ok(Some((String::from_utf8_lossy(&head).into_owned(), first.unwrap_or_else(now))));
         }
     }
 }
