@@ -61,6 +61,8 @@ mod tests {
     }
 
     async fn served() -> Served {
+        // As the daemon does before anything is counted: what is counted earlier is lost.
+        metrics::install();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, vitals, stop) =
             (listener.local_addr().unwrap(), Arc::new(Vitals::new()), CancellationToken::new());
