@@ -58,6 +58,9 @@ struct State {
     waiting: u32,
     in_flight: u32,
     starting: u32,
+    /// Calls in flight when the question was sent that is not answered yet. Its answer may leave no more slots than
+    /// that, and the rest may be another runner's already.
+    promised: Option<u32>,
     terms: Option<Terms>,
     refused: Option<Refusal>,
     window: Option<Window>,
@@ -203,8 +206,8 @@ impl Lane {
             Some(Refusal::Trouble(..)) | None => {}
             Some(refusal) => return Ready::Refused(refusal.clone()),
         }
-        let free =
-            state.is_usable(runner, now) && state.terms.is_some_and(|terms| state.in_flight < terms.slots);
+        let most = state.terms.map_or(0, |terms| terms.slots).min(state.promised.unwrap_or(u32::MAX));
+        let free = state.is_usable(runner, now) && state.in_flight < most;
         if free {
             state.in_flight += 1;
             state.last_use = now;
@@ -325,6 +328,7 @@ impl Lane {
             // The database is about to be told that nobody uses them.
             state.terms = None;
         }
+        state.promised = Some(state.in_flight);
         Question {
             in_flight: state.in_flight,
             waiting: state.waiting,
@@ -348,6 +352,7 @@ impl Lane {
         {
             let mut state = self.state();
             state.refused = None;
+            state.promised = None;
             match (share.window, &mut state.window) {
                 (Some((Some(from), until)), _) => {
                     let pace = state.pace;
@@ -397,7 +402,11 @@ impl Lane {
 
     /// The other runner that asked at the same moment will have its answer in a few milliseconds.
     pub(super) fn busy(&self) {
-        self.state().asked = None;
+        let mut state = self.state();
+        state.asked = None;
+        state.promised = None;
+        drop(state);
+        self.changed.send_replace(());
     }
 
     /// When to ask next.
@@ -513,5 +522,37 @@ impl State {
             Some(given_back) => at.min(given_back.max(asked.at + PAUSE_BETWEEN_QUESTIONS)),
             None => at,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_a_question_is_under_way_no_slot_is_taken_beyond_what_it_said() {
+        let (lane, runner, now) = (Lane::new(Uuid::nil()), Uuid::from_u128(1), Duration::from_secs(9));
+        let takes = || matches!(lane.take_slot(runner, now), Ready::Now);
+        let share = Share {
+            slots: 10,
+            concurrency: 10,
+            delay: Duration::ZERO,
+            paused: Duration::ZERO,
+            window: None,
+            ask_in: None,
+            contended: false,
+        };
+        lane.wait(now);
+        let question = lane.question(now);
+        lane.answer(runner, &question, &share, now, now);
+        assert!(takes() && takes());
+        // The answer may leave no more than two, and the others may be another runner's already.
+        let question = lane.question(now);
+        assert_eq!(question.in_flight, 2);
+        assert!(!takes());
+        lane.free_slot(Duration::ZERO);
+        assert!(takes() && !takes());
+        lane.answer(runner, &question, &share, now, now);
+        assert!(takes());
     }
 }
