@@ -32,7 +32,9 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
                  coalesce(x.InFlight, 0) as "in_flight!", coalesce(x.Waiting, 0) as "waiting!",
                  coalesce(g.Throttle, 1) as "throttle!",
                  case when g.PausedUntil > clock_timestamp() then g.PausedUntil end as paused_until,
-                 nullif(greatest(statement_timestamp(), g.PausedUntil, g.NextStart), statement_timestamp()) as next_start
+                 nullif(greatest(statement_timestamp(), g.PausedUntil,
+                   g.WindowEnd + (s.AuthInfo ->> 'Delay')::bigint / 1000 * interval '1 microsecond'),
+                   statement_timestamp()) as next_start
                from SourceConfig s
                join Organization o on o.ID = s.OrganizationID
                left join SourceGate g on g.SourceConfigID = s.ID

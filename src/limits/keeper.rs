@@ -1,7 +1,8 @@
 //! Asks the database for the share of one source, for as long as this process calls it. One task a source, so that a
 //! source whose statement is slow holds up no other.
 
-use super::lane::{Lane, Question, Refusal, Share};
+use super::lane::{Lane, Refusal};
+use super::share::{Question, Share};
 use crate::lease::boottime;
 use crate::postgres::database::{Database, is_away};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() 
             continue;
         }
         let runner = runner();
-        let question = lane.question(now);
+        let question = lane.question(runner, now);
         let leaving = question.starts.is_none();
         let sent = boottime();
         let answer = ask(&database, lane.source, runner, &question).await;
@@ -77,11 +78,13 @@ async fn ask(database: &Database, source: Uuid, runner: Uuid, question: &Questio
         r#"select Verdict as "verdict!", Slots as slots, Concurrency as concurrency, DelaySeconds as delay,
              PausedSeconds as paused, WindowIn as window_in, WindowUntil as window_until, AskIn as ask_in,
              Contended as contended, SourceName as name
-           from vm.share_source($1, $2, $3, $4, $5, $6, $7, $8, $9)"#,
+           from vm.share_source($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
         source,
         runner,
         int(question.in_flight),
         int(question.waiting),
+        int(question.need),
+        int(question.keeps),
         question.starts.map(int),
         question.slack.as_secs_f64(),
         question.released,

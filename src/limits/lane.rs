@@ -3,9 +3,13 @@
 //!
 //! | a call is | from | to | who writes it |
 //! |---|---|---|---|
-//! | waiting | `Lane::wait` | a slot, or gone | its caller, in the order of priority |
-//! | in flight | `take_slot` | `free_slot` | its permit; at most `Terms::slots` at once |
+//! | waiting | `Lane::wait` | admitted, or gone | its caller, in the order of priority |
+//! | ready, where there is a Delay | `admit` | `may_start`, or `step_back` | its permit, which connects meanwhile |
 //! | starting | `begin_starting` | `end_starting` | its permit, which writes one at a time |
+//! | in flight | `admit` without a Delay, `may_start` with one | `free_slot` | its permit; at most `Terms::slots` at once |
+//!
+//! With a Delay a call takes its slot at the moment it starts and not before, because between its windows a runner
+//! starts nothing: slots it held for calls that only wait would be missing to the runner whose window it is.
 //!
 //! Terms come with each answer of `vm.share_source` and are good for a second after the question was sent: who edits
 //! or pauses a source waits no longer than that, whatever became of the connection. A window to start calls in is
@@ -13,29 +17,16 @@
 //! one the database gave out, however long either took.
 
 use super::line::Line;
+use super::share::{Asked, Question, Share, Terms, Window};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
-/// Terms are good for so long.
-const FRESH: Duration = Duration::from_secs(1);
-/// While calls are made, the next question follows the last one after this time.
-const RENEW: Duration = Duration::from_millis(400);
-/// Who wants more than he has asks again after this time; hints make it faster.
-const POLL: Duration = Duration::from_millis(150);
-/// A window is asked to go on so long before it ends.
-const AHEAD: Duration = Duration::from_millis(100);
-/// And not more often than this.
-const PAUSE_BETWEEN_QUESTIONS: Duration = Duration::from_millis(8);
-/// A source that started calls so recently will start more.
-const BUSY: Duration = Duration::from_millis(250);
-/// Whoever starts calls one after the other needs so long from the end of one to the start of the next.
-const NOBODY_STARTS: Duration = Duration::from_millis(3);
 /// The share of a source that nobody calls goes back after this time.
 const IDLE: Duration = Duration::from_millis(300);
-/// How late the first start of a window may be, at least.
-const SLACK: Duration = Duration::from_millis(5);
+/// So many calls connect, or stand connected, while they wait for their starts.
+const MOST_READY: u32 = 16;
 
 /// The callers of one source in this process.
 #[derive(Debug)]
@@ -53,57 +44,29 @@ pub(super) struct Lane {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     kept: bool,
-    waiting: u32,
-    in_flight: u32,
-    starting: u32,
-    /// Calls in flight when the question was sent that is not answered yet. Its answer may leave no more slots than
-    /// that, and the rest may be another runner's already.
-    promised: Option<u32>,
-    terms: Option<Terms>,
-    refused: Option<Refusal>,
-    window: Option<Window>,
-    last_start: Option<Duration>,
-    last_use: Duration,
+    pub(super) waiting: u32,
+    pub(super) ready: u32,
+    pub(super) in_flight: u32,
+    pub(super) starting: u32,
+    /// Calls that had their last word and have not written yet, where there is a Delay.
+    pub(super) writing: u32,
+    /// Calls that may be in flight while a question is not answered yet. Its answer may leave no more slots than that,
+    /// and the rest may be another runner's already.
+    pub(super) promised: Option<u32>,
+    pub(super) terms: Option<Terms>,
+    pub(super) refused: Option<Refusal>,
+    pub(super) window: Option<Window>,
+    pub(super) last_start: Option<Duration>,
+    pub(super) last_use: Duration,
     /// About how long a call takes.
-    call_takes: Duration,
+    pub(super) call_takes: Duration,
     /// Starts in the window before.
-    pace: u32,
+    pub(super) pace: u32,
     /// Calls answered since the last question, none of them with 429.
-    answered: bool,
-    asked: Option<Asked>,
-}
-
-/// The last question.
-#[derive(Debug, Clone, Copy)]
-struct Asked {
-    at: Duration,
-    /// Calls in flight then, and those that waited for a slot.
-    need: u32,
-    /// When to ask for a window again; before, there is none.
-    window_at: Option<Duration>,
-    round_trip: Duration,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Terms {
-    runner: Uuid,
-    slots: u32,
-    concurrency: u32,
-    delay: Duration,
-    paused_until: Duration,
-    fresh_until: Duration,
-    contended: bool,
-}
-
-/// Where calls may start. `made` of them were, after `pace` of them in the one before.
-#[derive(Debug, Clone, Copy)]
-struct Window {
-    from: Duration,
-    until: Duration,
-    made: u32,
-    pace: u32,
+    pub(super) answered: bool,
+    pub(super) asked: Option<Asked>,
 }
 
 /// Why a source grants nothing at all.
@@ -118,9 +81,12 @@ pub(super) enum Refusal {
 
 /// Whether a caller can go on.
 #[derive(Debug)]
-pub(super) enum Ready {
-    Now,
-    /// When something changes.
+pub(super) enum Admission {
+    /// It has a slot.
+    Slot,
+    /// It gets its slot when it starts, which it may make ready for.
+    Ready,
+    /// Not yet: when something changes.
     Later,
     Refused(Refusal),
 }
@@ -133,32 +99,6 @@ pub(super) enum NextStart {
     At(Duration),
     /// Not known: there is no window.
     Later,
-}
-
-/// What to ask the database.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Question {
-    pub(super) in_flight: u32,
-    pub(super) waiting: u32,
-    /// `None`: nobody calls any more.
-    pub(super) starts: Option<u32>,
-    pub(super) slack: Duration,
-    pub(super) released: bool,
-    pub(super) last_start_age: Option<Duration>,
-    pub(super) answered: bool,
-}
-
-/// What it answered. Times count from its own clock's now.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Share {
-    pub(super) slots: u32,
-    pub(super) concurrency: u32,
-    pub(super) delay: Duration,
-    pub(super) paused: Duration,
-    /// From (none: the one there is goes on), and until.
-    pub(super) window: Option<(Option<Duration>, Duration)>,
-    pub(super) ask_in: Option<Duration>,
-    pub(super) contended: bool,
 }
 
 impl Lane {
@@ -199,36 +139,48 @@ impl Lane {
         self.state().waiting -= 1;
     }
 
-    /// A slot for the caller that is first in line.
-    pub(super) fn take_slot(&self, runner: Uuid, now: Duration) -> Ready {
+    /// Lets the caller that is first in line go on.
+    pub(super) fn admit(&self, runner: Uuid, now: Duration) -> Admission {
         let mut state = self.state();
         match &state.refused {
             Some(Refusal::Trouble(..)) | None => {}
-            Some(refusal) => return Ready::Refused(refusal.clone()),
+            Some(refusal) => return Admission::Refused(refusal.clone()),
         }
-        let most = state.terms.map_or(0, |terms| terms.slots).min(state.promised.unwrap_or(u32::MAX));
-        let free = state.is_usable(runner, now) && state.in_flight < most;
-        if free {
-            state.in_flight += 1;
-            state.last_use = now;
-            return Ready::Now;
+        if let Some(terms) = state.usable(runner, now) {
+            if terms.delay.is_zero() {
+                if state.take_slot() {
+                    state.last_use = now;
+                    return Admission::Slot;
+                }
+            } else if state.ready < terms.concurrency.min(MOST_READY) {
+                state.ready += 1;
+                state.last_use = now;
+                return Admission::Ready;
+            }
         }
         match &state.refused {
-            Some(refusal) => Ready::Refused(refusal.clone()),
-            None => Ready::Later,
+            Some(refusal) => Admission::Refused(refusal.clone()),
+            None => Admission::Later,
         }
+    }
+
+    /// A call that was ready does not start.
+    pub(super) fn step_back(&self) {
+        self.state().ready -= 1;
+        self.changed.send_replace(());
     }
 
     /// A call has ended, and took so long from its start.
     pub(super) fn free_slot(&self, took: Duration) {
-        let has_more = {
+        let others_want_it = {
             let mut state = self.state();
             state.in_flight -= 1;
-            state.call_takes = (state.call_takes * 7 + took) / 8;
+            state.call_takes =
+                if state.call_takes.is_zero() { took } else { (state.call_takes * 7 + took) / 8 };
             // What this runner has beyond its part is what others wait for.
-            state.terms.is_some_and(|terms| state.in_flight >= terms.slots)
+            state.terms.is_some_and(|terms| terms.contended || state.in_flight >= terms.slots)
         };
-        if has_more {
+        if others_want_it {
             self.ask.notify_one();
         }
         self.changed.send_replace(());
@@ -252,33 +204,50 @@ impl Lane {
     }
 
     /// When the caller that is first may start its call.
-    pub(super) fn next_start(&self, runner: Uuid, now: Duration) -> NextStart {
-        self.state().next_start(runner, now)
+    pub(super) fn next_start(&self, runner: Uuid, has_slot: bool, now: Duration) -> NextStart {
+        self.state().next_start(runner, has_slot, now)
     }
 
-    /// The last word, right before the first byte is written. `earliest` is what [`Lane::next_start`] said.
-    pub(super) fn may_start(&self, runner: Uuid, earliest: Option<Duration>, now: Duration) -> bool {
+    /// The last word, right before the first byte is written. `earliest` is what [`Lane::next_start`] said. A call that
+    /// may start has a slot from here on.
+    pub(super) fn may_start(
+        &self,
+        runner: Uuid,
+        has_slot: bool,
+        earliest: Option<Duration>,
+        now: Duration,
+    ) -> bool {
         let mut state = self.state();
-        if !state.is_usable(runner, now) {
+        if state.usable(runner, now).is_none() || !has_slot && !state.has_slot_free() {
             return false;
         }
-        let Some(earliest) = earliest else { return true };
-        let spaced = state.earliest().is_none_or(|at| now >= at);
-        let Some(window) = &mut state.window else { return false };
-        let may = spaced && now >= earliest && now >= window.from && now <= window.until;
-        if may {
+        if let Some(earliest) = earliest {
+            let spaced = state.earliest().is_none_or(|at| now >= at);
+            let Some(window) = &mut state.window else { return false };
+            if !spaced || now < earliest || now < window.from || now > window.until {
+                return false;
+            }
             // From here on the window is used, although nothing is written yet.
             window.made += 1;
             state.last_start = Some(now);
+            state.writing += 1;
         }
-        may
+        if !has_slot {
+            state.take_slot();
+            state.ready -= 1;
+        }
+        true
     }
 
-    /// The first bytes of a call are written.
-    pub(super) fn started(&self, now: Duration) {
+    /// The first bytes of a call are written, or if `now` is none will not be. `counted` says that it had its last word
+    /// where there is a Delay.
+    pub(super) fn wrote(&self, counted: bool, now: Option<Duration>) {
         let mut state = self.state();
-        state.last_start = Some(now);
-        state.last_use = now;
+        state.writing -= u32::from(counted);
+        if let Some(now) = now {
+            state.last_start = Some(now);
+            state.last_use = now;
+        }
     }
 
     /// The source answered a call, and did not refuse it.
@@ -305,39 +274,9 @@ impl Lane {
         self.ask.notify_one();
     }
 
-    /// What to ask now.
-    pub(super) fn question(&self, now: Duration) -> Question {
-        let mut state = self.state();
-        let idle = state.is_idle(now);
-        let over = state.window.is_some_and(|window| {
-            idle || !window.has_room(state.earliest(), now)
-                || state.gives_back_at().is_some_and(|at| at <= now)
-        });
-        // Before the question is on its way nothing may start in it any more.
-        let last = if over { state.window.take() } else { None };
-        let pace = last.or(state.window).map_or(0, |window| window.made.max(window.pace / 2));
-        state.pace = pace;
-        let round_trip = state.asked.map_or(Duration::ZERO, |asked| asked.round_trip);
-        let wanted = match (state.wants_starts(now), state.starting + state.waiting > 1 || pace > 0) {
-            (false, _) => 0,
-            (true, false) => 1,
-            // As many as a window takes: what is not used is given back.
-            (true, true) => 1000,
-        };
-        if idle {
-            // The database is about to be told that nobody uses them.
-            state.terms = None;
-        }
-        state.promised = Some(state.in_flight);
-        Question {
-            in_flight: state.in_flight,
-            waiting: state.waiting,
-            starts: (!idle).then_some(wanted),
-            slack: (SLACK + round_trip).min(Duration::from_millis(100)),
-            released: state.window.is_none(),
-            last_start_age: state.last_start.map(|at| now.saturating_sub(at)),
-            answered: std::mem::take(&mut state.answered),
-        }
+    /// What to ask now, in the name of this runner.
+    pub(super) fn question(&self, runner: Uuid, now: Duration) -> Question {
+        self.state().question(runner, now)
     }
 
     /// The database answered a question that was sent at `sent`.
@@ -349,54 +288,13 @@ impl Lane {
         sent: Duration,
         now: Duration,
     ) {
-        {
-            let mut state = self.state();
-            state.refused = None;
-            state.promised = None;
-            match (share.window, &mut state.window) {
-                (Some((Some(from), until)), _) => {
-                    let pace = state.pace;
-                    state.window = Some(Window { from: now + from, until: sent + until, made: 0, pace });
-                }
-                (Some((None, until)), Some(window)) => window.until = window.until.max(sent + until),
-                _ => {}
-            }
-            state.terms = Some(Terms {
-                runner,
-                slots: share.slots,
-                concurrency: share.concurrency,
-                delay: share.delay,
-                paused_until: now + share.paused,
-                fresh_until: sent + FRESH,
-                contended: share.contended,
-            });
-            state.asked = Some(Asked {
-                at: sent,
-                need: question.in_flight + question.waiting,
-                window_at: share.ask_in.map(|wait| now + wait),
-                round_trip: now.saturating_sub(sent),
-            });
-        }
+        self.state().answer(runner, question, share, sent, now);
         self.changed.send_replace(());
     }
 
     /// There was no answer, or a refusal.
     pub(super) fn refuse(&self, refusal: Refusal, now: Duration) {
-        {
-            let mut state = self.state();
-            let refusal = match (refusal, &state.refused) {
-                (Refusal::Trouble(_, error), Some(Refusal::Trouble(since, _))) => {
-                    Refusal::Trouble(*since, error)
-                }
-                (refusal, _) => refusal,
-            };
-            if !matches!(refusal, Refusal::Trouble(..)) {
-                state.terms = None;
-            }
-            state.refused = Some(refusal);
-            state.asked =
-                Some(Asked { at: now, need: u32::MAX, window_at: None, round_trip: Duration::ZERO });
-        }
+        self.state().refuse(refusal, now);
         self.changed.send_replace(());
     }
 
@@ -426,102 +324,57 @@ impl Lane {
     }
 }
 
-impl Window {
-    fn has_room(&self, earliest: Option<Duration>, now: Duration) -> bool {
-        now.max(self.from).max(earliest.unwrap_or_default()) <= self.until
-    }
-}
-
 impl State {
-    fn is_usable(&self, runner: Uuid, now: Duration) -> bool {
-        self.terms.is_some_and(|terms| {
-            terms.runner == runner && now < terms.fresh_until && now >= terms.paused_until
-        })
+    /// The terms, while they hold for this runner and no pause was asked for.
+    pub(super) fn usable(&self, runner: Uuid, now: Duration) -> Option<Terms> {
+        self.terms
+            .filter(|terms| terms.runner == runner && now < terms.fresh_until && now >= terms.paused_until)
     }
 
-    fn is_idle(&self, now: Duration) -> bool {
-        self.in_flight == 0 && self.waiting == 0 && self.starting == 0 && now >= self.last_use + IDLE
+    pub(super) fn is_idle(&self, now: Duration) -> bool {
+        self.in_flight == 0
+            && self.ready == 0
+            && self.waiting == 0
+            && self.starting == 0
+            && now >= self.last_use + IDLE
     }
 
-    /// By the Delay alone. A little is added to it (2 %, at most a millisecond), because the source may be slower to
+    fn has_slot_free(&self) -> bool {
+        let most = self.terms.map_or(0, |terms| terms.slots).min(self.promised.unwrap_or(u32::MAX));
+        self.in_flight < most
+    }
+
+    fn take_slot(&mut self) -> bool {
+        let free = self.has_slot_free();
+        self.in_flight += u32::from(free);
+        free
+    }
+
+    /// By the Delay alone. A little is added to it (1 %, at most a millisecond), because the source may be slower to
     /// notice one call than the next.
-    fn earliest(&self) -> Option<Duration> {
+    pub(super) fn earliest(&self) -> Option<Duration> {
         let delay = self.terms?.delay;
-        Some(self.last_start? + delay + (delay / 50).min(Duration::from_millis(1)))
+        Some(self.last_start? + delay + (delay / 100).min(Duration::from_millis(1)))
     }
 
-    fn next_start(&self, runner: Uuid, now: Duration) -> NextStart {
-        if !self.is_usable(runner, now) {
+    fn next_start(&self, runner: Uuid, has_slot: bool, now: Duration) -> NextStart {
+        let Some(terms) = self.usable(runner, now) else { return NextStart::Later };
+        if !has_slot && !self.has_slot_free() {
             return NextStart::Later;
         }
-        if self.terms.is_some_and(|terms| terms.delay.is_zero()) {
+        if terms.delay.is_zero() {
             return NextStart::AtOnce;
         }
         match self.window {
-            Some(window) if window.has_room(self.earliest(), now) => {
+            Some(window) if window.closes_at(self.earliest()) >= now => {
                 NextStart::At(now.max(window.from).max(self.earliest().unwrap_or_default()))
             }
             _ => NextStart::Later,
         }
     }
 
-    fn wants_starts(&self, now: Duration) -> bool {
-        self.starting > 0
-            || self.waiting > 0 && self.terms.is_none()
-            || !self.is_contended() && self.last_start.is_some_and(|at| now < at + BUSY)
-    }
-
-    fn is_contended(&self) -> bool {
+    pub(super) fn is_contended(&self) -> bool {
         self.terms.is_some_and(|terms| terms.contended)
-    }
-
-    /// A window without a slot to use it is for others; while they wait for one, so is a window in which a call could
-    /// start and none does. It goes back at once if none will: all slots are in flight, for longer than the Delay.
-    fn gives_back_at(&self) -> Option<Duration> {
-        let (window, terms) = (self.window.filter(|_| self.starting == 0)?, self.terms?);
-        if terms.slots == 0 && self.in_flight == 0 {
-            return Some(Duration::ZERO);
-        }
-        if !terms.contended {
-            return None;
-        }
-        let busy = self.in_flight >= terms.slots && self.call_takes > terms.delay + NOBODY_STARTS;
-        if window.made > 0 && busy {
-            return self.last_start;
-        }
-        Some(window.from.max(self.earliest().unwrap_or_default()) + NOBODY_STARTS)
-    }
-
-    fn next_question(&self, now: Duration) -> Duration {
-        let (Some(asked), Some(terms)) = (self.asked, self.terms) else {
-            // After a refusal there are no terms, and asking at once would be a storm.
-            return match (&self.refused, self.asked) {
-                (Some(_), Some(asked)) => asked.at + POLL,
-                _ => now,
-            };
-        };
-        let mut at = asked.at + RENEW;
-        if self.waiting > 0 && self.in_flight >= terms.slots && terms.slots < terms.concurrency {
-            let has_grown = self.in_flight + self.waiting > asked.need;
-            at = at.min(asked.at + if has_grown { PAUSE_BETWEEN_QUESTIONS } else { POLL });
-        }
-        if !terms.delay.is_zero() && self.wants_starts(now) && (self.starting > 0 || terms.slots > 0) {
-            let calm = asked.at + PAUSE_BETWEEN_QUESTIONS;
-            match self.window {
-                Some(window) if window.has_room(self.earliest(), now) => {
-                    // With others in line it is not their turn to be overtaken by asking ahead.
-                    let worth_it = !terms.contended && terms.delay < AHEAD;
-                    if worth_it {
-                        at = at.min(calm.max(window.until.saturating_sub(AHEAD)));
-                    }
-                }
-                _ => at = at.min(asked.window_at.unwrap_or(calm).max(calm)),
-            }
-        }
-        match self.gives_back_at() {
-            Some(given_back) => at.min(given_back.max(asked.at + PAUSE_BETWEEN_QUESTIONS)),
-            None => at,
-        }
     }
 }
 
@@ -529,30 +382,91 @@ impl State {
 mod tests {
     use super::*;
 
+    const NOW: Duration = Duration::from_secs(9);
+    const RUNNER: Uuid = Uuid::from_u128(1);
+    const SHARE: Share = Share {
+        slots: 10,
+        concurrency: 10,
+        delay: Duration::ZERO,
+        paused: Duration::ZERO,
+        window: None,
+        ask_in: None,
+        contended: false,
+    };
+
     #[test]
     fn while_a_question_is_under_way_no_slot_is_taken_beyond_what_it_said() {
-        let (lane, runner, now) = (Lane::new(Uuid::nil()), Uuid::from_u128(1), Duration::from_secs(9));
-        let takes = || matches!(lane.take_slot(runner, now), Ready::Now);
-        let share = Share {
-            slots: 10,
-            concurrency: 10,
-            delay: Duration::ZERO,
-            paused: Duration::ZERO,
-            window: None,
-            ask_in: None,
-            contended: false,
-        };
-        lane.wait(now);
-        let question = lane.question(now);
-        lane.answer(runner, &question, &share, now, now);
+        let lane = Lane::new(Uuid::nil());
+        let takes = || matches!(lane.admit(RUNNER, NOW), Admission::Slot);
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
         assert!(takes() && takes());
         // The answer may leave no more than two, and the others may be another runner's already.
-        let question = lane.question(now);
-        assert_eq!(question.in_flight, 2);
+        let question = lane.question(RUNNER, NOW);
+        assert_eq!(question.keeps, 2);
         assert!(!takes());
         lane.free_slot(Duration::ZERO);
         assert!(takes() && !takes());
-        lane.answer(runner, &question, &share, now, now);
+        lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
         assert!(takes());
+    }
+
+    #[test]
+    fn with_a_delay_calls_that_only_wait_hold_no_slot_and_none_starts_without_one() {
+        let lane = Lane::new(Uuid::nil());
+        let ms = Duration::from_millis;
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        let window = Some((Some(Duration::ZERO), ms(400)));
+        let share = Share { slots: 1, delay: ms(10), window, contended: true, ..SHARE };
+        lane.answer(RUNNER, &question, &share, NOW, NOW);
+        for _ in 0..3 {
+            assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
+        }
+        let NextStart::At(at) = lane.next_start(RUNNER, false, NOW) else { panic!("it may start") };
+        assert!(lane.may_start(RUNNER, false, Some(at), at));
+        lane.wrote(true, Some(at));
+        // The only slot is in flight.
+        let later = at + ms(20);
+        assert_eq!(lane.next_start(RUNNER, false, later), NextStart::Later);
+        assert!(!lane.may_start(RUNNER, false, Some(at), later));
+        let question = lane.question(RUNNER, later);
+        assert_eq!((question.in_flight, question.keeps, question.waiting), (1, 1, 3));
+        // Its window is over: what it holds beyond its calls in flight goes back.
+        let over = NOW + ms(500);
+        lane.answer(RUNNER, &question, &Share { slots: 3, window: None, ..share }, later, later);
+        assert!(lane.next_question(over) <= over);
+        assert_eq!(lane.question(RUNNER, over).keeps, 1);
+    }
+
+    #[test]
+    fn a_window_in_which_a_call_is_about_to_be_written_is_not_given_back() {
+        let lane = Lane::new(Uuid::nil());
+        let (delay, late) = (Duration::from_millis(250), NOW + Duration::from_millis(90));
+        let window = Some((Some(Duration::ZERO), Duration::from_millis(5)));
+        let share = Share { delay, window, contended: true, ..SHARE };
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        lane.answer(RUNNER, &question, &share, NOW, NOW);
+        assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
+        assert!(lane.may_start(RUNNER, false, Some(NOW), NOW));
+        // Its thread has to wait for a processor before it writes.
+        assert!(!lane.question(RUNNER, late).released);
+        lane.wrote(true, Some(late));
+        let question = lane.question(RUNNER, late);
+        assert_eq!((question.released, question.last_start_age), (true, Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn a_runner_with_a_new_identity_keeps_nothing_of_what_the_old_one_was_given() {
+        let lane = Lane::new(Uuid::nil());
+        let window = Some((Some(Duration::ZERO), Duration::from_millis(200)));
+        let share = Share { delay: Duration::from_millis(10), window, ..SHARE };
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        lane.answer(RUNNER, &question, &share, NOW, NOW);
+        assert_eq!(lane.question(RUNNER, NOW).keeps, 10);
+        assert_eq!(lane.question(Uuid::from_u128(2), NOW).keeps, 0);
     }
 }

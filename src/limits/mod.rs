@@ -8,6 +8,7 @@
 //! | part | does |
 //! |---|---|
 //! | `lane` | what this process knows of one source, and what may happen now |
+//! | `share` | what is asked of the database and when, and what its answers mean |
 //! | `keeper` | asks the database about one source while it is called |
 //! | `line` | who is first |
 //! | `permit` | one call, from its slot to its end |
@@ -18,6 +19,7 @@ mod keeper;
 mod lane;
 mod line;
 mod permit;
+mod share;
 
 pub use permit::CallPermit;
 pub(crate) use permit::{Missed, Start};
@@ -27,7 +29,7 @@ use crate::history::HistoryId;
 use crate::job::{EffectGate, NotOursAnyMore};
 use crate::lease::boottime;
 use crate::postgres::database::Database;
-use lane::{Lane, Ready, Refusal};
+use lane::{Admission, Lane, Refusal};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -145,7 +147,7 @@ impl SourceLimiter {
     ) -> Result<CallPermit, LimitError> {
         let granted = async {
             loop {
-                let permit = self.take_slot(source.id).await?;
+                let permit = self.admit(source.id).await?;
                 let start = permit.start().await?;
                 if start.fire().is_ok() {
                     start.written();
@@ -156,14 +158,14 @@ impl SourceLimiter {
         self.unless_cancelled(source, history, cancel, granted).await
     }
 
-    /// Waits for a slot only: connect, and then ask the permit for the [`Start`].
+    /// Waits until it is worth connecting; then ask the permit for the [`Start`].
     pub(crate) async fn reserve(
         &self,
         source: &SourceConfig,
         history: HistoryId,
         cancel: &CancellationToken,
     ) -> Result<CallPermit, LimitError> {
-        self.unless_cancelled(source, history, cancel, self.take_slot(source.id)).await
+        self.unless_cancelled(source, history, cancel, self.admit(source.id)).await
     }
 
     async fn unless_cancelled(
@@ -181,17 +183,18 @@ impl SourceLimiter {
         }
     }
 
-    async fn take_slot(&self, source: Uuid) -> Result<CallPermit, LimitError> {
+    async fn admit(&self, source: Uuid) -> Result<CallPermit, LimitError> {
         let lane = self.inner.lane(source);
         let priority = self.run.as_ref().map_or(NO_RUN, |run| run.priority);
         let waiting = Waiting::begin(&self.inner, &lane);
         let mut turn = lane.slots.enter(priority).await;
         let mut changes = lane.changes();
-        loop {
-            match lane.take_slot(self.runner, boottime()) {
-                Ready::Now => break,
-                Ready::Later => {}
-                Ready::Refused(refusal) => refusal.into_error(source, boottime())?,
+        let has_slot = loop {
+            match lane.admit(self.runner, boottime()) {
+                Admission::Slot => break true,
+                Admission::Ready => break false,
+                Admission::Later => {}
+                Admission::Refused(refusal) => refusal.into_error(source, boottime())?,
             }
             self.stand()?;
             lane.ask.notify_one();
@@ -200,9 +203,15 @@ impl SourceLimiter {
                 _ = changes.changed() => {}
                 () = lane.slots.overtaken() => turn = lane.slots.let_others_go_first(turn).await,
             }
-        }
+        };
         drop((waiting, turn));
-        Ok(CallPermit::new(lane, self.runner, priority, self.run.as_ref().map(|run| run.gate.clone())))
+        Ok(CallPermit::new(
+            lane,
+            has_slot,
+            self.runner,
+            priority,
+            self.run.as_ref().map(|run| run.gate.clone()),
+        ))
     }
 
     /// A run that is over waits for nothing.

@@ -6,7 +6,8 @@ use super::lane::{Lane, NextStart};
 use super::line::Turn;
 use crate::job::EffectGate;
 use crate::lease::boottime;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -17,6 +18,7 @@ const DOUBT: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct CallPermit {
     lane: Arc<Lane>,
+    place: Arc<Mutex<Place>>,
     runner: Uuid,
     priority: i32,
     gate: Option<EffectGate>,
@@ -25,14 +27,25 @@ pub struct CallPermit {
     began: Mutex<Duration>,
 }
 
+/// What a call has of its lane. The socket that starts it and the caller that gives it up may be at it at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Ready,
+    Slot,
+    Left,
+}
+
 /// The moment a call may start, or a little before it. Only one call of a source with a Delay has one at a time.
 #[derive(Debug)]
 pub(crate) struct Start {
     lane: Arc<Lane>,
+    place: Arc<Mutex<Place>>,
     runner: Uuid,
     gate: Option<EffectGate>,
     /// Where there is a Delay.
     at: Option<Duration>,
+    /// It had its last word and there is a Delay.
+    counted: AtomicBool,
     _starting: Starting,
     _turn: Option<Turn>,
 }
@@ -43,8 +56,15 @@ pub(crate) struct Start {
 pub(crate) struct Missed;
 
 impl CallPermit {
-    pub(super) fn new(lane: Arc<Lane>, runner: Uuid, priority: i32, gate: Option<EffectGate>) -> Self {
-        Self { lane, runner, priority, gate, doubt: None, began: Mutex::new(boottime()) }
+    pub(super) fn new(
+        lane: Arc<Lane>,
+        has_slot: bool,
+        runner: Uuid,
+        priority: i32,
+        gate: Option<EffectGate>,
+    ) -> Self {
+        let place = Arc::new(Mutex::new(if has_slot { Place::Slot } else { Place::Ready }));
+        Self { lane, place, runner, priority, gate, doubt: None, began: Mutex::new(boottime()) }
     }
 
     /// `Concurrency` of the source as it stands now.
@@ -72,7 +92,8 @@ impl CallPermit {
             if let Some(gate) = &self.gate {
                 gate.pass().await?;
             }
-            let at = match self.lane.next_start(self.runner, boottime()) {
+            let has_slot = *locked(&self.place) == Place::Slot;
+            let at = match self.lane.next_start(self.runner, has_slot, boottime()) {
                 NextStart::AtOnce => None,
                 NextStart::At(_) if turn.is_none() => {
                     turn = Some(self.lane.starts.enter(self.priority).await);
@@ -95,9 +116,17 @@ impl CallPermit {
                     continue;
                 }
             };
-            *self.began.lock().unwrap_or_else(PoisonError::into_inner) = boottime();
-            let (lane, gate) = (Arc::clone(&self.lane), self.gate.clone());
-            return Ok(Start { lane, runner: self.runner, gate, at, _starting: starting, _turn: turn });
+            *locked(&self.began) = boottime();
+            return Ok(Start {
+                lane: Arc::clone(&self.lane),
+                place: Arc::clone(&self.place),
+                runner: self.runner,
+                gate: self.gate.clone(),
+                at,
+                counted: AtomicBool::new(false),
+                _starting: starting,
+                _turn: turn,
+            });
         }
     }
 }
@@ -105,7 +134,11 @@ impl CallPermit {
 impl Drop for CallPermit {
     fn drop(&mut self) {
         let lane = Arc::clone(&self.lane);
-        let began = *self.began.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *locked(&self.place), Place::Left) == Place::Ready {
+            lane.step_back();
+            return;
+        }
+        let began = *locked(&self.began);
         let took = boottime().saturating_sub(began);
         match (self.doubt, tokio::runtime::Handle::try_current()) {
             (Some(doubt), Ok(runtime)) => {
@@ -135,16 +168,40 @@ impl Start {
             }
         }
         let open = self.gate.as_ref().is_none_or(|gate| gate.is_open().unwrap_or(false));
-        if open && self.lane.may_start(self.runner, self.at, boottime()) { Ok(()) } else { Err(Missed) }
+        // A socket that took no byte asks again.
+        if self.counted.swap(false, Ordering::AcqRel) {
+            self.lane.wrote(true, None);
+        }
+        let mut place = locked(&self.place);
+        let has_slot = *place == Place::Slot;
+        let may = open && *place != Place::Left;
+        if !may || !self.lane.may_start(self.runner, has_slot, self.at, boottime()) {
+            return Err(Missed);
+        }
+        *place = Place::Slot;
+        self.counted.store(self.at.is_some(), Ordering::Release);
+        Ok(())
     }
 
     /// The first bytes were written.
     pub(crate) fn written(self) {
-        self.lane.started(boottime());
+        self.lane.wrote(self.counted.swap(false, Ordering::AcqRel), Some(boottime()));
     }
 }
 
-/// A caller that has a slot and has not written yet, until dropped.
+impl Drop for Start {
+    fn drop(&mut self) {
+        if self.counted.load(Ordering::Acquire) {
+            self.lane.wrote(true, None);
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A caller that is ready and has not written yet, until dropped.
 #[derive(Debug)]
 struct Starting {
     lane: Arc<Lane>,

@@ -220,7 +220,7 @@ const MATRIX: &[Line] = &[
         table: "SourceGate",
         row: OF_SOURCE,
         insert: "(SourceConfigID) values ('{source}') on conflict do nothing",
-        update: &["NextStart"],
+        update: &["WindowEnd"],
         runner: "+++--",
         operator: READ_OWN,
         viewer: READ_OWN,
