@@ -37,6 +37,7 @@ mod poison;
 mod rescue_races;
 mod restart;
 mod roles;
+mod roles_commands;
 mod roles_matrix;
 mod roles_operators;
 mod rolling_restart;
