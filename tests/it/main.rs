@@ -40,6 +40,7 @@ mod roles;
 mod roles_commands;
 mod roles_matrix;
 mod roles_operators;
+mod roles_sql_job;
 mod rolling_restart;
 mod schedule_oracle;
 mod schedule_properties;
