@@ -11,7 +11,7 @@ pub(super) struct Migrate {
     /// Also make the database roles and lay down what each may do, so that not every login may do everything.
     /// Needs a superuser, or the owner of the tables with CREATEROLE. docs/security.md says what follows from it.
     #[arg(long)]
-    roles: bool,
+    pub(super) roles: bool,
 }
 
 pub(super) fn run(settings: &Config, args: &Migrate) -> Result<(), Failure> {

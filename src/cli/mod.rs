@@ -96,6 +96,48 @@ enum Command {
     Job(job::Job),
 }
 
+impl Command {
+    /// How it is called, and which login it needs, where logins may not do everything (docs/security.md, Roles).
+    fn needs(&self) -> (&'static str, &'static str) {
+        const READER: &str = "a login of rosterd_operator or rosterd_viewer; the owner of the tables gives it: grant \
+                              rosterd_viewer to ... (docs/security.md, Roles)";
+        const OPERATOR: &str = "a login of rosterd_operator, one of rosterd_viewer only reads; the owner of the tables \
+                                gives it: grant rosterd_operator to ... (docs/security.md, Roles)";
+        const CREDENTIALS: &str = "a login that reads AuthInfo of every organization, such as one of rosterd_owner; an \
+                                   operator writes single secrets by `rosterd secret seal --write`";
+        match self {
+            Self::Enqueue(_) => ("`rosterd enqueue`", OPERATOR),
+            Self::Cancel(_) => ("`rosterd cancel`", OPERATOR),
+            Self::Rerun(_) => ("`rosterd rerun`", OPERATOR),
+            Self::Runner(runner::Runner::Drain { .. }) => (
+                "`rosterd runner drain`",
+                "a login of rosterd_owner, because a runner works for every organization; ask whoever runs the daemons, \
+                 or stop it where it runs: SIGTERM drains it too",
+            ),
+            Self::Secret(secret::Secret::Seal(_)) => ("`rosterd secret seal`", OPERATOR),
+            Self::Secret(secret::Secret::Rewrap(_)) => ("`rosterd secret rewrap`", CREDENTIALS),
+            Self::Secret(_) => ("`rosterd secret status`", CREDENTIALS),
+            Self::Migrate(args) if args.roles => (
+                "`rosterd migrate --roles`",
+                "a superuser, or the owner of the tables with CREATEROLE; on PostgreSQL 16 and newer also with ADMIN on \
+                 the four roles where somebody else made them: grant rosterd_owner, rosterd_runner, rosterd_operator, \
+                 rosterd_viewer to ... with admin true",
+            ),
+            Self::Migrate(_) => (
+                "`rosterd migrate`",
+                "the login that owns the tables, or one of rosterd_owner; for a new schema the right to create one: grant \
+                 create on database ... to ...",
+            ),
+            Self::Run => (
+                "`rosterd run`",
+                "the login that owns the tables, or one of rosterd_runner: grant rosterd_runner to ... \
+                 (docs/security.md, Roles)",
+            ),
+            _ => ("this command", READER),
+        }
+    }
+}
+
 /// The program around a registry of jobs: `fn main() -> ExitCode { rosterd::run(rosterd::jobs::built_in()) }`.
 ///
 /// Exit codes: 0 fine, 64 bad configuration or usage, 69 database unusable, 70 a bug.
@@ -110,6 +152,7 @@ pub fn run(registry: Registry) -> ExitCode {
         }
     };
     let outcome = registry.check().map_err(Failure::from).and_then(|()| obey(&cli, registry));
+    let outcome = outcome.map_err(|failure| failure.of(&cli.command));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -147,6 +190,8 @@ fn obey(cli: &Cli, registry: Registry) -> Result<(), Failure> {
 pub(crate) struct Failure {
     pub(crate) code: u8,
     pub(crate) message: String,
+    /// The login may not do it; then the message is the database's own, and [`Failure::of`] makes a sentence of it.
+    pub(crate) denied: bool,
 }
 
 // By value, so that `map_err(Failure::usage)` works.
@@ -155,25 +200,37 @@ impl Failure {
     const USAGE: u8 = 64;
     const DATABASE: u8 = 69;
     const BUG: u8 = 70;
+    /// As the database says it.
+    const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
     /// The operator can mend it on the command line or in the configuration.
     pub(crate) fn usage(message: impl ToString) -> Self {
-        Self { code: Self::USAGE, message: message.to_string() }
+        Self { code: Self::USAGE, message: message.to_string(), denied: false }
     }
 
     /// The database is away, or not one rosterd can use.
     pub(crate) fn database(message: impl ToString) -> Self {
-        Self { code: Self::DATABASE, message: message.to_string() }
+        Self { code: Self::DATABASE, message: message.to_string(), denied: false }
     }
 
     /// This exit code, with everything said already.
     pub(crate) fn exit(code: u8) -> Self {
-        Self { code, message: String::new() }
+        Self { code, message: String::new(), denied: false }
+    }
+
+    /// What this command would need, where the login may not do it.
+    fn of(self, command: &Command) -> Self {
+        if !self.denied {
+            return self;
+        }
+        let (what, needs) = command.needs();
+        let message = format!("this login may not do that: {}\n  {what} needs {needs}", self.message);
+        Self { message, ..self }
     }
 
     /// We are at fault.
     pub(crate) fn bug(message: impl ToString) -> Self {
-        Self { code: Self::BUG, message: message.to_string() }
+        Self { code: Self::BUG, message: message.to_string(), denied: false }
     }
 }
 
@@ -197,8 +254,16 @@ impl From<EmbeddedError> for Failure {
 
 impl From<SchemaError> for Failure {
     fn from(error: SchemaError) -> Self {
-        Self::database(error)
+        match error {
+            SchemaError::Database(error) if is_denied(&error) => error.into(),
+            error => Self::database(error),
+        }
     }
+}
+
+fn is_denied(error: &DatabaseError) -> bool {
+    let DatabaseError::Sql(sqlx::Error::Database(said)) = error else { return false };
+    said.code().as_deref() == Some(Failure::INSUFFICIENT_PRIVILEGE)
 }
 
 impl From<DatabaseError> for Failure {
@@ -224,7 +289,8 @@ impl From<sqlx::Error> for Failure {
         if said.code().starts_with("23") || said.code().starts_with("22") {
             Self::usage(message)
         } else {
-            Self::database(message)
+            let denied = said.code() == Self::INSUFFICIENT_PRIVILEGE;
+            Self { denied, ..Self::database(message) }
         }
     }
 }

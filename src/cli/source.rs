@@ -22,18 +22,17 @@ pub(super) fn run(settings: &Config, command: &Source) -> Result<(), Failure> {
     let database = Database::open(settings)?;
     block_on(async {
         let mut db = database.session().await?;
-        // Credentials stay where they are: of AuthInfo only these two keys are read. Shares of runners that are
-        // gone count for nothing, as for the limiter.
+        // Credentials stay where they are: Delay and Concurrency stand beside AuthInfo, for those who cannot read that.
+        // Shares of runners that are gone count for nothing, as for the limiter.
         let sources = sqlx::query!(
             r#"select s.ID as id, s.Source as source, o.Code as organization, s.Address as address, s.Port as port,
                  s.Active and o.Active as "active!",
-                 coalesce((s.AuthInfo ->> 'Delay')::bigint, 0) as "delay!",
-                 coalesce((s.AuthInfo ->> 'Concurrency')::int, 10) as "concurrency!",
+                 s.Delay as delay, s.Concurrency as concurrency,
                  coalesce(x.InFlight, 0) as "in_flight!", coalesce(x.Waiting, 0) as "waiting!",
                  coalesce(g.Throttle, 1) as "throttle!",
                  case when g.PausedUntil > clock_timestamp() then g.PausedUntil end as paused_until,
                  nullif(greatest(statement_timestamp(), g.PausedUntil,
-                   g.WindowEnd + (s.AuthInfo ->> 'Delay')::bigint / 1000 * interval '1 microsecond'),
+                   g.WindowEnd + s.Delay / 1000 * interval '1 microsecond'),
                    statement_timestamp()) as next_start
                from SourceConfig s
                join Organization o on o.ID = s.OrganizationID

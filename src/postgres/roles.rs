@@ -5,7 +5,7 @@
 
 use super::connect::{self, DatabaseError, Limits, Speaker};
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgExecutor};
 
 /// The roles, none of which can log in. Logins are made members of them.
 pub const ROLES: [&str; 4] = ["rosterd_owner", "rosterd_runner", "rosterd_operator", "rosterd_viewer"];
@@ -15,7 +15,7 @@ const STEPS: [&str; 3] =
     [include_str!("roles/create.sql"), include_str!("roles/tables.sql"), include_str!("roles/database.sql")];
 
 /// Whether `migrate --roles` was ever run on this database. The roles themselves may be there for another one.
-pub async fn in_place(db: &mut PgConnection) -> Result<bool, sqlx::Error> {
+pub async fn in_place(db: impl PgExecutor<'_>) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "select exists (select from pg_policy where polrelid = to_regclass('vm.jobhistory') and polname = 'runner')",
     )

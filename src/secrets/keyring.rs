@@ -150,7 +150,8 @@ impl Keyring {
                 field,
                 &format!(
                     "does not open: it was not sealed for this source, organization and field {place}, or was \
-                     altered; seal the secret anew with `{}`",
+                     altered; give back the Address it was sealed for (`rosterd secret rewrap --new-address` moves it with \
+                     its secrets), or seal the secret anew with `{}`",
                     holder.seal_command(field),
                 ),
             )

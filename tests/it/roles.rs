@@ -4,8 +4,11 @@ use crate::support::{
     Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, config_of, own_jobs_binary, with_roles,
 };
 use rosterd::postgres::connect::Speaker;
+use rosterd::postgres::embedded::{Durability, EmbeddedOptions, EmbeddedPostgres};
+use sqlx::{Connection, PgConnection, Row};
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 const CLAIM: &str = include_str!("../../src/history/claim.sql");
@@ -137,8 +140,8 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     assert_eq!(db.column(&cancelled, "CancelBy"), operator.name);
     let orphan = row(&mut operator, &sleep, r#"{"seconds": 2}"#);
     db.wait_status(&orphan, 2);
-    let second = daemon(&runner, &quick);
     first.kill();
+    let second = daemon(&runner, &quick);
     db.wait_status(&orphan, 3);
     assert_eq!(db.column(&orphan, "Crashes"), "1");
     let api = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -188,27 +191,109 @@ fn a_runner_whose_schema_is_too_old_says_who_migrates_it() {
     assert!(said.contains("run `rosterd migrate` as a member of rosterd_owner"), "{said}");
 }
 
-#[test]
-fn an_owner_without_superuser_lays_the_roles_down_and_runs_the_daemon() {
-    let mut db = TestDb::empty();
-    if db.text("select current_setting('server_version_num')::int >= 160000") == "t" {
-        // There CREATEROLE alone does not open a role that another login of this shared server has made.
-        return;
+/// A server without any role of ours: roles belong to the whole server, and from PostgreSQL 16 on CREATEROLE opens only
+/// those that its holder made, or was given ADMIN on.
+struct FreshServer {
+    server: EmbeddedPostgres,
+    runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
+}
+
+impl FreshServer {
+    fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("rosterd-test-").tempdir_in("/tmp").unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut options = EmbeddedOptions::new(folder.path().join("state"));
+        options.durability = Durability::ThrowAway;
+        options.bin_dir = std::env::var_os("ROSTERD_TEST_BIN_DIR").map(std::path::PathBuf::from);
+        let server = EmbeddedPostgres::start(&options).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        Self { server, runtime, _folder: folder }
     }
-    let app = Login::new(&mut db, "pg_monitor", &[]);
-    db.exec(&format!("alter role {0} createrole; alter database {1} owner to {0}", app.name, db.name));
+
+    /// The first value, as this login on the database of its name; "" is the superuser on rosterd's.
+    fn text(&self, login: &str, sql: &str) -> String {
+        let mut options = self.server.connect_options();
+        if !login.is_empty() {
+            options = options.username(login).password(Login::PASSWORD).database("app");
+        }
+        self.runtime
+            .block_on(async {
+                let mut db = PgConnection::connect_with(&options).await?;
+                let row = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).fetch_optional(&mut db).await?;
+                let text = row.and_then(|row| row.try_get_raw(0).unwrap().as_str().ok().map(str::to_owned));
+                db.close().await?;
+                Ok::<_, sqlx::Error>(text.unwrap_or_default())
+            })
+            .unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// A login with CREATEROLE, and a database of its own.
+    fn owner(&self, name: &str) -> String {
+        self.text("", &format!("create role {name} login createrole password '{}'", Login::PASSWORD));
+        self.text("", &format!("create database {name} owner {name}"));
+        self.url(name, name)
+    }
+
+    fn url(&self, database: &str, login: &str) -> String {
+        let superuser = self.server.connect_options().get_username().to_owned();
+        let url = self.server.url().replacen("postgres:///rosterd?", &format!("postgres:///{database}?"), 1);
+        url.replace(&format!("user={superuser}&"), &format!("user={login}&password={}&", Login::PASSWORD))
+    }
+}
+
+#[test]
+fn an_owner_without_superuser_lays_the_roles_down_runs_the_daemon_and_makes_logins() {
+    let fresh = FreshServer::start();
+    let url = fresh.owner("app");
     for args in [&["migrate"][..], &["migrate", "--roles"], &["migrate", "--roles"]] {
-        let done = rosterd(app.url(), args);
+        let done = rosterd(&url, args);
         assert!(done.status.success(), "{args:?}: {done:?}");
     }
-    let config = db.config("NoopJob", "", "");
-    let mut runner = daemon(&app, &[]);
-    let row = db.insert(&config, "{}");
-    db.wait_status(&row, 3);
-    runner.stop();
-    // The login owns the database, so that goes first.
-    drop(db);
-    drop(app);
+    for (login, role) in [("host1", "rosterd_runner"), ("alice", "rosterd_operator")] {
+        fresh
+            .text("app", &format!("create role {login} login password '{}' in role {role}", Login::PASSWORD));
+    }
+    fresh.text(
+        "app",
+        "insert into vm.Organization (Code) values ('A');
+         insert into vm.OrganizationMember (Login) values ('alice');
+         insert into vm.Job (Struct) values ('NoopJob');
+         insert into vm.JobConfig (JobID, OrganizationID) select j.ID, o.ID from vm.Job j, vm.Organization o;
+         insert into vm.SourceConfig (Source, OrganizationID, AuthInfo)
+           select 'JIRA', ID, '{\"Delay\": 1500000000}' from vm.Organization",
+    );
+    let alice = fresh.url("app", "alice");
+    for daemons in ["app", "host1"] {
+        let mut command = Command::new(own_jobs_binary());
+        command.args(["run", "--listen", "off"]).env("DATABASE_URL", fresh.url("app", daemons));
+        let daemon = Daemon::spawn(command);
+        daemon.wait_line("rosterd is ready");
+        let done = rosterd(&alice, &["enqueue", "NoopJob", "--wait"]);
+        assert!(done.status.success(), "{daemons}: {done:?}");
+    }
+    let limits = rosterd(&alice, &["source", "limits"]);
+    assert!(String::from_utf8_lossy(&limits.stdout).contains("1.5s (1500000000 ns)"), "{limits:?}");
+    let doctor = rosterd(&url, &["doctor"]);
+    assert!(String::from_utf8_lossy(&doctor.stdout).contains("ok    roles"), "{doctor:?}");
+
+    // The owner of another database, to whom the roles belong that somebody else made.
+    let url = fresh.owner("other");
+    let done = rosterd(&url, &["migrate"]);
+    assert!(done.status.success(), "{done:?}");
+    if fresh.text("", "select (current_setting('server_version_num')::int >= 160000)::text") == "true" {
+        let done = rosterd(&url, &["migrate", "--roles"]);
+        assert_eq!(done.status.code(), Some(69), "{done:?}");
+        let said = String::from_utf8_lossy(&done.stderr);
+        let grant =
+            "grant rosterd_owner, rosterd_runner, rosterd_operator, rosterd_viewer to ... with admin true";
+        assert!(said.contains("this login may not do that") && said.contains(grant), "{said}");
+        fresh.text("", &format!("{}, inherit true, set false", grant.replace("...", "other")));
+    }
+    for _ in 0..2 {
+        let done = rosterd(&url, &["migrate", "--roles"]);
+        assert!(done.status.success(), "{done:?}");
+    }
 }
 
 #[test]

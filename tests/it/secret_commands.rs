@@ -54,7 +54,9 @@ fn a_secret_is_sealed_without_a_database_for_a_source_that_is_yet_to_be_inserted
         ];
         rosterd(db, &env, &args, CANARY)
     };
-    let sealed = seal(None, &organization, "127.0.0.1").with(0, &["AuthInfo = AuthInfo ||"]).out;
+    let sealed = seal(None, &organization, "127.0.0.1")
+        .with(0, &["select vm.seal_source('", "', 'Token', '...')"])
+        .out;
     let source = Source::with_id(&mut db, &id, "ACME", HERE, api.port);
     source.paste(&mut db, "Token", sealed.trim());
     let _daemon = daemon(&db, &[&key], &[]);

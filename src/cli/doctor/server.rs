@@ -88,7 +88,16 @@ async fn role(db: &mut PgConnection) -> Result<Check, Failure> {
 
 async fn schema(db: &mut PgConnection) -> Result<(Check, bool), Failure> {
     let known = migrate::known_version();
-    Ok(match migrate::version(db).await? {
+    let version = match migrate::version(db).await.map_err(Failure::from) {
+        Ok(version) => version,
+        Err(failure) if failure.denied => {
+            let remedy =
+                "The owner of the tables makes this login a member of a role: grant rosterd_viewer to ...;";
+            return Ok((Check::fail("schema", "this login may not look into the schema vm", remedy), false));
+        }
+        Err(failure) => return Err(failure),
+    };
+    Ok(match version {
         None => (Check::fail("schema", "there is no schema yet", "Run `rosterd migrate`."), false),
         Some(found) if found > known => {
             let finding = format!("version {found}, this rosterd knows versions up to {known}");
@@ -169,6 +178,14 @@ async fn clock(db: &mut PgConnection) -> Result<Check, Failure> {
 }
 
 async fn transactions(db: &mut PgConnection) -> Result<Check, Failure> {
+    let shown: bool =
+        sqlx::query_scalar("select pg_has_role('pg_read_all_stats', 'usage')").fetch_one(&mut *db).await?;
+    if !shown {
+        return Ok(Check::ok(
+            "transactions",
+            "not looked at: this login sees its own only (pg_read_all_stats)",
+        ));
+    }
     let oldest: Option<(i32, Option<String>, Option<String>, f64)> = sqlx::query_as(
         "select pid, application_name, state, extract(epoch from clock_timestamp() - xact_start)::float8
          from pg_stat_activity

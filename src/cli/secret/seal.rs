@@ -72,24 +72,16 @@ pub(super) fn run(settings: &Config, args: &Seal) -> Result<(), Failure> {
         if !args.write {
             return print(args, &sealed);
         }
-        // Only where it stands is as it was sealed for; what the field held before does not matter.
-        let written = sqlx::query!(
-            "update SourceConfig set AuthInfo = AuthInfo || jsonb_build_object($2::text, $3::jsonb)
-             where ID = $1 and OrganizationID = $4 and Address = $5",
+        // By a function, because operators may write AuthInfo and not read it, and the other fields stay.
+        sqlx::query!(
+            "select vm.seal_source($1, $2, $3, $4)",
             args.source,
             args.field,
             sealed.to_json(),
-            place.organization,
             place.address,
         )
         .execute(&mut db)
         .await?;
-        if written.rows_affected() == 0 {
-            return Err(Failure::usage(format!(
-                "{} was changed in this moment, nothing is written; seal it again",
-                place.name
-            )));
-        }
         say(&format!("{} of {} is sealed for key {}", args.field, place.name, key.id()))
     })
 }
@@ -104,11 +96,8 @@ fn seal(args: &Seal, place: &Place, key: &PublicKey) -> Result<Sealed, Failure> 
 }
 
 fn print(args: &Seal, sealed: &Sealed) -> Result<(), Failure> {
-    let field = serde_json::Value::from(args.field.as_str());
-    remark(&format!(
-        "To be pasted: update SourceConfig set AuthInfo = AuthInfo || '{{{field}: ...}}' where ID = '{}';",
-        args.source
-    ));
+    let field = args.field.replace('\'', "''");
+    remark(&format!("To be pasted: select vm.seal_source('{}', '{field}', '...');", args.source));
     say(&sealed.to_string())
 }
 

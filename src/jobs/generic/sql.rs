@@ -6,6 +6,7 @@ use crate::connectors::AddressPolicy;
 use crate::job::{Job, JobContext, JobError, Outcome};
 use crate::postgres::connect::is_outage;
 use crate::postgres::database::away;
+use crate::postgres::roles;
 use crate::secrets::host_of;
 use futures_util::TryStreamExt;
 use schemars::JsonSchema;
@@ -69,13 +70,14 @@ impl Job for SqlJob {
             () = ctx.cancelled() => return Err(stopped()),
             session = timeout(wait, Session::open(&ctx, options)) => session,
         };
-        let mut session = session
-            .map_err(|_| {
-                JobError::retry_message(
-                    "failed to connect to the database: time ran out (`sources.connect_timeout_seconds`)",
-                )
-            })?
-            .map_err(explain)?;
+        let mut session = session.map_err(|_| slow())?.map_err(explain)?;
+        let poses = tokio::select! {
+            () = ctx.cancelled() => return Err(stopped()),
+            poses = timeout(wait, session.poses_as_runner(&ctx)) => poses,
+        };
+        if let Some(login) = poses.map_err(|_| slow())?.map_err(explain)? {
+            return Err(JobError::fatal_message(poser(&ctx, &login)));
+        }
         if let Some(permit) = &mut permit {
             permit.in_doubt(true);
         }
@@ -94,6 +96,25 @@ impl Job for SqlJob {
             Err(Failure::Payload(sentence)) => Err(JobError::fatal_message(sentence)),
         }
     }
+}
+
+fn slow() -> JobError {
+    JobError::retry_message(
+        "failed to connect to the database: time ran out (`sources.connect_timeout_seconds`)",
+    )
+}
+
+/// Why a statement is not sent as `login`, and what helps.
+fn poser(ctx: &JobContext, login: &str) -> String {
+    let place = match &ctx.config().in_source {
+        Some(source) => format!("give source {} ({})", source.source, source.id),
+        None => format!("give JobConfig {} a DataInSourceConfigID with", ctx.config().id),
+    };
+    format!(
+        "the statement would run as {login}, which may act as a runner and read every AuthInfo; where \
+         `rosterd migrate --roles` was run no payload may do that; {place} the login of an operator \
+         (docs/generic-jobs.md)"
+    )
 }
 
 fn stopped() -> JobError {
@@ -139,6 +160,26 @@ impl Session {
         // The server notices by itself that a killed runner is gone. Not known before PostgreSQL 14.
         let _ = connection.execute("set client_connection_check_interval = '2s'").await;
         Ok(Self { connection: Some(connection), options, backend, busy: false })
+    }
+
+    /// The login, if the statement could act as a runner of this rosterd: a setting is all that such a login lacks, and
+    /// a statement can make that itself, as it can undo `set role`. Only a login of its own holds it back.
+    async fn poses_as_runner(&mut self, ctx: &JobContext) -> Result<Option<String>, sqlx::Error> {
+        let Some(connection) = self.connection.as_mut() else { return Ok(None) };
+        let member = "select session_user::text from pg_roles
+                      where rolname = 'rosterd_runner' and pg_has_role(session_user, oid, 'member')";
+        let login: Option<String> = match sqlx::query_scalar(member).fetch_optional(&mut *connection).await {
+            // Something that speaks like PostgreSQL and has no such roles.
+            Err(sqlx::Error::Database(_)) | Ok(None) => return Ok(None),
+            login => login?,
+        };
+        // Where our own database has no roles, or that is another server, it is none of our business. Who may not ask
+        // which server it is, is taken to be on ours.
+        let server = "select system_identifier from pg_control_system()";
+        let theirs: Option<i64> = sqlx::query_scalar(server).fetch_one(&mut *connection).await.ok();
+        let ours: Option<i64> = sqlx::query_scalar(server).fetch_one(ctx.database()).await.ok();
+        let elsewhere = theirs.zip(ours).is_some_and(|(theirs, ours)| theirs != ours);
+        Ok(if elsewhere || !roles::in_place(ctx.database()).await? { None } else { login })
     }
 
     async fn run(&mut self, ctx: &JobContext, payload: &SqlPayload) -> Result<Value, Failure> {

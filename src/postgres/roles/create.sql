@@ -26,8 +26,10 @@ begin
       null;
     end;
   end if;
-  -- To hand the tables over, one must be able to be the new owner.
-  if not pg_has_role(current_user, 'rosterd_owner', 'usage') then
+  -- To hand the tables over, one must be able to be the new owner; from PostgreSQL 16 on that is SET, and being given
+  -- ADMIN alone, as for making the role, is not enough.
+  if not pg_has_role(current_user, 'rosterd_owner', 'usage')
+      or current_setting('server_version_num')::int >= 160000 and not pg_has_role(current_user, 'rosterd_owner', 'set') then
     execute format('grant rosterd_owner to %I', current_user);
   end if;
 end $do$;

@@ -62,7 +62,9 @@ begin
     elsif o.prosecdef then
       if o.proname = 'my_organizations' then
         execute format('grant execute on function %s to rosterd_operator, rosterd_viewer', o.signature);
-      elsif o.proname = 'limit_source' then
+      elsif o.proname = 'rows_in_progress' then
+        execute format('grant execute on function %s to rosterd_runner, rosterd_operator, rosterd_viewer', o.signature);
+      elsif o.proname in ('limit_source', 'seal_source') then
         execute format('grant execute on function %s to rosterd_operator', o.signature);
       end if;
     else

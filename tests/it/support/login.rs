@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
-const PASSWORD: &str = "s3cret-of-a-test";
 
 /// A database on which `rosterd migrate --roles` was run, with the organizations A and B.
 pub fn with_roles() -> TestDb {
@@ -42,20 +41,24 @@ pub struct Login {
 }
 
 impl Login {
+    /// Of all of them.
+    pub const PASSWORD: &str = "s3cret-of-a-test";
+
     /// A member of `role`, who sees these organizations, such as `&["A"]`.
     pub fn new(db: &mut TestDb, role: &str, organizations: &[&str]) -> Self {
         let name = format!("{}_login_{}", db.name, COUNT.fetch_add(1, Ordering::Relaxed));
-        db.exec(&format!("create role {name} login password '{PASSWORD}' in role {role}"));
+        let password = Self::PASSWORD;
+        db.exec(&format!("create role {name} login password '{password}' in role {role}"));
         for code in organizations {
             db.exec(&format!(
                 "insert into OrganizationMember (Login, OrganizationID)
                  select '{name}', ID from Organization where Code = '{code}'"
             ));
         }
-        let options = db.options.clone().username(&name).password(PASSWORD);
+        let options = db.options.clone().username(&name).password(password);
         let superuser = db.options.get_username();
         let url =
-            db.url().replace(&format!("user={superuser}&"), &format!("user={name}&password={PASSWORD}&"));
+            db.url().replace(&format!("user={superuser}&"), &format!("user={name}&password={password}&"));
         Self { name, options, url, runtime: runtime(), connection: None }
     }
 

@@ -1,6 +1,7 @@
 //! psql, as an operator types into it.
 
 use super::{TestDb, server};
+use rosterd::postgres::embedded::find_binaries;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -13,7 +14,10 @@ pub struct Said {
 
 /// Runs statements through psql, unaligned and without headers, going on after errors.
 pub fn psql(db: &TestDb, sql: &str) -> Said {
-    let mut child = Command::new(server().bin_dir().join("psql"))
+    // Not every package of a server brings one, and then another version's will do.
+    let beside = server().bin_dir().join("psql");
+    let program = if beside.is_file() { beside } else { find_binaries(None).unwrap().program("psql") };
+    let mut child = Command::new(program)
         .args(["-X", "-A", "-t", "-d", &db.url()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

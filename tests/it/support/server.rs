@@ -6,11 +6,12 @@ use std::sync::OnceLock;
 
 static SERVER: OnceLock<EmbeddedPostgres> = OnceLock::new();
 
-/// The server, started by the first test that needs it.
+/// The server, started by the first test that needs it: the newest installed, or that of `ROSTERD_TEST_BIN_DIR`.
 pub fn server() -> &'static EmbeddedPostgres {
     SERVER.get_or_init(|| {
         let mut options = EmbeddedOptions::new(state_dir());
         options.durability = Durability::ThrowAway;
+        options.bin_dir = std::env::var_os("ROSTERD_TEST_BIN_DIR").map(PathBuf::from);
         options.extra_settings = vec![
             ("max_connections".to_owned(), "400".to_owned()),
             ("shared_buffers".to_owned(), "64MB".to_owned()),
