@@ -137,8 +137,8 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     assert_eq!(db.column(&cancelled, "CancelBy"), operator.name);
     let orphan = row(&mut operator, &sleep, r#"{"seconds": 2}"#);
     db.wait_status(&orphan, 2);
-    let second = daemon(&runner, &quick);
     first.kill();
+    let second = daemon(&runner, &quick);
     db.wait_status(&orphan, 3);
     assert_eq!(db.column(&orphan, "Crashes"), "1");
     let api = TcpListener::bind("127.0.0.1:0").unwrap();
