@@ -1,6 +1,6 @@
 //! Much at once: many daemons, many rows, many operators, and jobs that hold every connection they can get.
 
-use crate::support::{Daemon, SOON, Session, TestDb, meanwhile, own_jobs_binary};
+use crate::support::{COMPUTED, Daemon, SOON, Session, TestDb, meanwhile, own_jobs_binary};
 use rosterd::postgres::connect::{Speaker, with_settings};
 use sqlx::{Connection, PgConnection};
 use std::process::Command;
@@ -245,15 +245,16 @@ fn a_hundred_thousand_parked_rows_slow_no_other_configuration_and_go_in_one_canc
     assert!(beside[78] < 3.0 * alone[78] + 100.0, "p99 {} ms, then {} ms", alone[78], beside[78]);
 
     let mut watcher = db.session(Speaker::Operator);
-    let began = Instant::now();
+    let computed = |db: &mut TestDb| db.text(COMPUTED).parse::<f64>().unwrap();
+    let before = computed(&mut db);
     let (slowest, ()) = slowest_beat(&mut watcher, || {
         db.exec("update JobHistory set StatusID = -1 where StatusID in (1, 2)");
     });
-    let took = began.elapsed();
+    let took = computed(&mut db) - before;
     println!(
-        "100,001 rows were cancelled in {took:.1?}, the slowest beat of 0.2 s meanwhile took {slowest:.1?}"
+        "100,001 rows were cancelled in {took:.1} s of a processor, the slowest beat of 0.2 s meanwhile took {slowest:.1?}"
     );
-    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(took < 20.0, "{took} s");
     assert!(slowest < Duration::from_millis(1200), "{slowest:?}");
     db.wait_count(&parked, 5, 100_001);
     let next = db.insert(&other, "{}");

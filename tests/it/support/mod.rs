@@ -23,6 +23,11 @@ use std::time::Duration;
 /// How long a test waits for something that is sure to come, on a machine that may be busy.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Asks the server process of a session how many seconds it has computed. Unlike the time on the wall, that does not
+/// depend on what else the machine does.
+pub const COMPUTED: &str = "select (f[12]::numeric + f[13]::numeric) / 100
+    from string_to_array(split_part(pg_read_file('/proc/self/stat'), ') ', 2), ' ') f";
+
 /// A daemon that notices a dead neighbour within two seconds.
 pub const QUICK_LEASE: [(&str, &str); 2] =
     [("ROSTERD__ENGINE__LEASE_SECONDS", "1.5"), ("ROSTERD__ENGINE__HEARTBEAT_SECONDS", "0.3")];
