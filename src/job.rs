@@ -13,7 +13,7 @@ mod outcome;
 
 pub use crate::history::effects::Before;
 pub use context::{Child, JobContext, JobRow};
-pub(crate) use context::{ContextParts, ProgressBoard};
+pub(crate) use context::{ContextParts, ProgressBoard, lapsed};
 pub use effect::Effect;
 pub use error::{ErrorKind, JobError};
 pub(crate) use gate::EffectGate;

@@ -111,6 +111,21 @@ impl Lease {
         }
     }
 
+    /// Returns when `runner` stands otherwise than valid.
+    pub(crate) async fn while_valid(&self, runner: Uuid) {
+        /// Timers do not count the time a machine was suspended, the lease does.
+        const LOOK: Duration = Duration::from_secs(1);
+        let mut held = self.held.subscribe();
+        while self.standing(runner) == Standing::Valid {
+            let until = held.borrow_and_update().map_or(Duration::ZERO, |held| held.until);
+            tokio::select! {
+                // The sender is ours: it cannot be gone.
+                _ = held.changed() => {}
+                () = tokio::time::sleep(until.saturating_sub(boottime()).min(LOOK)) => {}
+            }
+        }
+    }
+
     /// Returns when `runner` stands otherwise than lapsed.
     pub(crate) async fn while_lapsed(&self, runner: Uuid) {
         let mut held = self.held.subscribe();

@@ -165,8 +165,9 @@ async fn load_sources(
                 source: &row.source,
                 organization: row.organization,
                 address: &row.address,
+                token_url: row.auth_info.get("TokenUrl"),
             };
-            AuthInfo::open(row.auth_info, &holder, keys)
+            AuthInfo::open(&row.auth_info, &holder, keys)
         });
         let auth = auth.clone();
         let source = SourceConfig {

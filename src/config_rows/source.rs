@@ -51,10 +51,11 @@ impl AuthInfo {
     }
 
     /// From the column, with what these keys open.
-    pub(crate) fn open(fields: Value, holder: &Holder<'_>, keys: &Keyring) -> Self {
-        match keys.open(holder, &fields) {
-            Ok(opened) => Self { opened: Arc::new(opened), ..Self::new(fields) },
-            Err(problem) => Self { problem: Some(problem.into()), ..Self::new(fields) },
+    pub(crate) fn open(fields: &Value, holder: &Holder<'_>, keys: &Keyring) -> Self {
+        let read = Self::new(fields.clone());
+        match keys.open(holder, fields) {
+            Ok(opened) => Self { opened: Arc::new(opened), ..read },
+            Err(problem) => Self { problem: Some(problem.into()), ..read },
         }
     }
 
@@ -169,17 +170,23 @@ mod tests {
         std::fs::write(&file, key.to_file().as_bytes()).unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         let keys = Keyring::load(&SecretsSection { keys: vec![file], ..Config::built_in().secrets }).unwrap();
-        let holder =
-            Holder { id: Uuid::nil(), source: "JIRA", organization: Uuid::nil(), address: "https://H/x" };
+        let holder = Holder {
+            id: Uuid::nil(),
+            source: "JIRA",
+            organization: Uuid::nil(),
+            address: "https://H/x",
+            token_url: None,
+        };
+        let places = holder.places("Username", "h").unwrap();
         let sealed =
-            Sealed::seal(&"canary-1".into(), key.public(), &holder.binding("Username", "h")).unwrap();
+            Sealed::seal(&"canary-1".into(), key.public(), &holder.binding("Username", &places)).unwrap();
         let fields = json!({"Username": sealed.to_json(), "Token": "canary-2", "Delay": 5});
-        let auth = AuthInfo::open(fields.clone(), &holder, &keys);
+        let auth = AuthInfo::open(&fields, &holder, &keys);
         assert_eq!((auth.problem(), auth.text("Username")), (None, Some("canary-1")));
         assert_eq!(auth.secret("Username").unwrap().expose_secret(), "canary-1");
         assert_eq!(auth.mask("canary-1 canary-2"), "*** ***");
         assert!(!format!("{auth:?}").contains("canary"));
-        let auth = AuthInfo::open(fields, &Holder { address: "h2", ..holder }, &keys);
+        let auth = AuthInfo::open(&fields, &Holder { address: "h2", ..holder }, &keys);
         assert_eq!(auth.text("Username"), None);
         let problem = auth.problem().unwrap();
         assert!(

@@ -14,6 +14,7 @@ use super::transport::{Ready, Transport, TransportError};
 use crate::config::SourcesSection;
 use crate::config_rows::{Masker, SourceConfig};
 use crate::history::HistoryId;
+use crate::job::{EffectGate, lapsed};
 use crate::limits::{CallPermit, LimitError, SourceLimiter};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, USER_AGENT};
@@ -33,6 +34,8 @@ pub struct SourceClient {
     history: HistoryId,
     cancel: CancellationToken,
     retries: RetryPolicy,
+    /// Of the run it calls for.
+    gate: Option<EffectGate>,
 }
 
 struct Parts {
@@ -71,6 +74,8 @@ enum Failure {
     Body(BodyError),
     Limit(LimitError),
     TotalTimeout,
+    /// The lease of this runner lapsed.
+    Lapsed,
 }
 
 /// After a 429 that does not say how long to wait.
@@ -80,8 +85,9 @@ const JOB: HeaderName = HeaderName::from_static("x-rosterd-job");
 const OUR_NAME: HeaderValue = HeaderValue::from_static(concat!("rosterd/", env!("CARGO_PKG_VERSION")));
 
 impl SourceClient {
-    /// For a source, with the daemon's settings, on behalf of one run. Calls are tried again as the configuration
-    /// says (`sources.retries`); see [`SourceClient::retrying`].
+    /// For a source, with the daemon's settings, on behalf of one row. Calls are tried again as the configuration
+    /// says (`sources.retries`); see [`SourceClient::retrying`]. A job has
+    /// [`JobContext::client`](crate::job::JobContext::client), which ends calls when the runner's lease lapses too.
     pub fn new(
         source: &SourceConfig,
         settings: &SourcesSection,
@@ -122,7 +128,14 @@ impl SourceClient {
             body_limits,
             request_timeout,
         };
-        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries: RetryPolicy::of(settings) })
+        let retries = RetryPolicy::of(settings);
+        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries, gate: None })
+    }
+
+    /// The same client, whose calls end when the lease behind this gate lapses.
+    #[must_use]
+    pub(crate) fn behind(self, gate: EffectGate) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// The same client with another rule for trying again; [`RetryPolicy::NEVER`], for instance.
@@ -178,7 +191,8 @@ impl SourceClient {
             let permit = self.limiter.reserve(&self.parts.source, self.history, &self.cancel).await?;
             // After the turn, because signatures carry the time.
             let request = self.request(outgoing, token.as_ref())?;
-            // A call that has begun runs to its end, whoever waits for it: the source is busy with it until then.
+            // A call that has begun runs to its end, whoever waits for it: the source is busy with it until then. Only
+            // a lease that lapses ends it.
             let wanted = self.cancel.child_token();
             let _until_dropped = wanted.clone().drop_guard();
             let attempt = tokio::spawn(self.clone().attempt(request, permit, wanted).in_current_span());
@@ -214,7 +228,7 @@ impl SourceClient {
                     Some(Ending::Broken(error))
                 }
                 Err(Failure::TotalTimeout | Failure::Body(BodyError::Idle)) => Some(Ending::OutOfTime),
-                Err(Failure::Body(BodyError::Coding(_)) | Failure::Limit(_)) => None,
+                Err(Failure::Body(BodyError::Coding(_)) | Failure::Limit(_) | Failure::Lapsed) => None,
             };
             // A try with a token that was no longer good is not one of those that were allowed.
             let counted = tries - u32::from(renewed);
@@ -256,7 +270,12 @@ impl SourceClient {
             };
             permit.in_doubt(true);
             let exchange = self.exchange_on(ready, request.clone());
-            let outcome = tokio::time::timeout(self.parts.request_timeout, exchange).await;
+            let outcome = tokio::select! {
+                biased;
+                // Dropping the exchange closes its connection.
+                () = self.lapsed() => break Err(Failure::Lapsed),
+                outcome = tokio::time::timeout(self.parts.request_timeout, exchange) => outcome,
+            };
             match outcome.unwrap_or(Err(Failure::TotalTimeout)) {
                 Err(Failure::Transport(TransportError::Missed(_))) => permit.in_doubt(false),
                 outcome => break outcome,
@@ -273,6 +292,14 @@ impl SourceClient {
             Err(_) => {}
         }
         Some((outcome, permit.concurrency()))
+    }
+
+    /// Completes when others will soon count the slots of this runner as free.
+    async fn lapsed(&self) {
+        match &self.gate {
+            Some(gate) => gate.lapsed().await,
+            None => std::future::pending().await,
+        }
     }
 
     async fn exchange_on(&self, ready: Ready, request: http::Request<Bytes>) -> Result<Answer, Failure> {
@@ -400,6 +427,7 @@ impl SourceClient {
         let host = || bare(outgoing.url.host_str().unwrap_or_default()).to_owned();
         match failure {
             Failure::Limit(error) => ClientError::Limit(error),
+            Failure::Lapsed => ClientError::Lapsed { call, why: lapsed() },
             Failure::TotalTimeout => ClientError::Timeout { call, key: "request_timeout_seconds" },
             Failure::Body(BodyError::Idle) => ClientError::Timeout { call, key: "idle_timeout_seconds" },
             Failure::Body(BodyError::Coding(problem)) => {

@@ -52,6 +52,16 @@ pub enum ClientError {
         /// Method and address.
         call: String,
     },
+    /// The runner's lease lapsed in the middle of the call, which was ended. A job that returns this has its attempt given
+    /// back.
+    #[error("failed to finish {call}: it was ended")]
+    Lapsed {
+        /// Method and address.
+        call: String,
+        /// Why.
+        #[source]
+        why: sqlx::Error,
+    },
     /// Time ran out (`sources.connect_timeout_seconds`, `sources.idle_timeout_seconds`,
     /// `sources.request_timeout_seconds`).
     #[error("failed to finish {call}: time ran out (`sources.{key}`)")]
@@ -90,7 +100,9 @@ impl ClientError {
             | Self::Answer { .. } => false,
             Self::Limit(error) => !matches!(error, LimitError::Inactive { .. } | LimitError::Unknown(_)),
             Self::Token { passing, .. } => *passing,
-            Self::Cancelled { .. } | Self::Timeout { .. } | Self::Transport { .. } => true,
+            Self::Cancelled { .. } | Self::Lapsed { .. } | Self::Timeout { .. } | Self::Transport { .. } => {
+                true
+            }
         }
     }
 }

@@ -16,17 +16,11 @@ use url::Url;
 /// How a source tells where the next page is.
 ///
 /// ```no_run
-/// use rosterd::connectors::{Call, Paging, SourceClient};
+/// use rosterd::connectors::{Call, Paging};
 /// use rosterd::job::{JobContext, JobError, Outcome};
 ///
 /// async fn count_open_issues(ctx: JobContext) -> Result<Outcome, JobError> {
-///     let client = SourceClient::new(
-///         ctx.in_source()?,
-///         &ctx.settings().sources,
-///         ctx.limiter().clone(),
-///         ctx.row().id,
-///         ctx.cancellation().clone(),
-///     )?;
+///     let client = ctx.client(ctx.in_source()?)?;
 ///     let search = Call::get("/rest/api/2/search").query("jql", "status = Open").query("maxResults", 100);
 ///     let mut pages = client.pages(search, Paging::offset("startAt", "/issues").total("/total"));
 ///     let mut open = 0;

@@ -24,6 +24,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 /// A connection that nobody wanted for so long is closed: many servers close it after a minute.
@@ -92,9 +93,21 @@ pub(crate) struct Ready {
 struct Connection {
     to: Endpoint,
     sender: SendRequest<Full<Bytes>>,
+    _socket: Socket,
     wire: Wire,
     used: bool,
     since: Instant,
+}
+
+/// The task that holds the socket. With the connection it ends at once, whatever it was waiting to send: a call that was
+/// given up is one the source can see to be over.
+#[derive(Debug)]
+struct Socket(AbortHandle);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Where to connect.
@@ -176,7 +189,7 @@ impl Transport {
         tcp.set_nodelay(true).map_err(failed)?;
         let wire = Wire::default();
         let stream = Stamped { stream: tcp, wire: wire.clone() };
-        let sender = if to.tls {
+        let (sender, socket) = if to.tls {
             let name = ServerName::try_from(to.host.clone()).map_err(|_| {
                 TransportError::NoConnection(format!("{} is no name a certificate can have", to.host))
             })?;
@@ -185,7 +198,7 @@ impl Transport {
         } else {
             handshake(stream).await?
         };
-        Ok(Connection { to: to.clone(), sender, wire, used: false, since: Instant::now() })
+        Ok(Connection { to: to.clone(), sender, _socket: socket, wire, used: false, since: Instant::now() })
     }
 }
 
@@ -273,7 +286,7 @@ async fn first_that_answers(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     Err(failed)
 }
 
-async fn handshake<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, TransportError>
+async fn handshake<S>(stream: S) -> Result<(SendRequest<Full<Bytes>>, Socket), TransportError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -281,9 +294,9 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| TransportError::NoConnection(chain(&error)))?;
-    // It ends with its sender, or when the source closes it; what went wrong is told to the call it went wrong under.
-    tokio::spawn(async move { drop(connection.await) });
-    Ok(sender)
+    // What went wrong is told to the call it went wrong under.
+    let task = tokio::spawn(async move { drop(connection.await) });
+    Ok((sender, Socket(task.abort_handle())))
 }
 
 impl Endpoint {

@@ -2,10 +2,11 @@
 
 use crate::config::Config;
 use crate::config_rows::{JobConfig, SourceConfig};
+use crate::connectors::{ClientError, SourceClient};
 use crate::history::{Fence, HistoryId, NewRow, moves};
 use crate::job::{Effect, EffectGate, JobError, NotOursAnyMore, Outcome};
 use crate::limits::SourceLimiter;
-use crate::postgres::database::{Database, Transaction};
+use crate::postgres::database::{Database, Transaction, away};
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -90,6 +91,15 @@ impl JobContext {
         ))
     }
 
+    /// Calls this source on behalf of this run, within its limits. If the runner's lease lapses while a call is in
+    /// flight, the call is ended, because others may make theirs in its place.
+    pub fn client(&self, source: &SourceConfig) -> Result<SourceClient, ClientError> {
+        let parts = &self.parts;
+        let (limiter, cancel) = (parts.limiter.clone(), parts.cancel.clone());
+        let client = SourceClient::new(source, &parts.settings.sources, limiter, parts.row.id, cancel)?;
+        Ok(client.behind(parts.gate.clone()))
+    }
+
     /// Grants calls to sources, so that `Delay` and `Concurrency` hold across every job and runner.
     pub fn limiter(&self) -> &SourceLimiter {
         &self.parts.limiter
@@ -128,6 +138,14 @@ impl JobContext {
     /// itself) or [`JobContext::effect`].
     pub async fn may_act(&self) -> Result<(), NotOursAnyMore> {
         self.parts.gate.pass().await
+    }
+
+    /// Completes when this run may not act outside any more, or not until the database is back: others will soon count
+    /// the slots of its calls as free. Whoever keeps a permit of [`JobContext::limiter`] ends the call then and returns
+    /// this error, with which the attempt is not counted. Calls of [`JobContext::client`] end by themselves.
+    pub async fn lapsed(&self) -> sqlx::Error {
+        self.parts.gate.lapsed().await;
+        lapsed()
     }
 
     /// Begins a step that acts outside and must not be repeated unawares: passes the gate, writes the intention
@@ -182,6 +200,11 @@ impl JobContext {
         };
         Ok(moves::insert(&self.parts.database, &row).await?)
     }
+}
+
+/// Why a call was ended: the run begins again when the database is back, without a count.
+pub(crate) fn lapsed() -> sqlx::Error {
+    away("the lease of this runner lapsed, so others may be calling in its place")
 }
 
 /// A row a job puts on the queue.

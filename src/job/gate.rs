@@ -50,6 +50,12 @@ impl EffectGate {
         }
     }
 
+    /// Returns when the lease that its row was claimed under is no longer sure: a sixth of it before anybody may take
+    /// over. What the run itself still has in flight must end now, because nobody else will count it.
+    pub(crate) async fn lapsed(&self) {
+        self.lease.while_valid(self.runner).await;
+    }
+
     /// Waits while the lease has lapsed: the database is away, and whether others took the row is not known.
     pub(crate) async fn pass(&self) -> Result<(), NotOursAnyMore> {
         while !self.is_open()? {

@@ -1,5 +1,5 @@
-//! The host of `SourceConfig.Address`: what a secret is bound to, and where calls go. One reading for both, because
-//! an address that two readers understand differently would carry a secret to another host.
+//! The host of `SourceConfig.Address` and of `TokenUrl`: what a secret is bound to, and where calls go. One reading for
+//! both, because an address that two readers understand differently would carry a secret to another host.
 
 use std::net::Ipv6Addr;
 use url::Url;
@@ -28,11 +28,36 @@ pub fn host_of(address: &str) -> Result<String, String> {
     if address.is_empty() || address.starts_with('/') {
         return Ok(address.to_owned());
     }
-    let url = address_url(address)?;
-    let host = url.host_str().filter(|host| !host.is_empty());
-    let host = host.ok_or_else(|| "its Address names no host".to_owned())?;
+    host(&address_url(address)?).ok_or_else(|| "its Address names no host".to_owned())
+}
+
+/// What a secret of a source with this Address is bound to: its host as [`host_of`] gives it, behind `http://` if that
+/// is its scheme. Whoever turns https into http would have it sent in the clear. An error finishes "this source: ".
+pub fn place_of(address: &str) -> Result<String, String> {
+    let address = address.trim();
+    let host = host_of(address)?;
+    if host.is_empty() || host.starts_with('/') {
+        return Ok(host);
+    }
+    Ok(place(&address_url(address)?, host))
+}
+
+/// The same of a `TokenUrl`, which has a scheme. An error finishes "this source: ".
+pub fn token_place_of(token_url: &str) -> Result<String, String> {
+    let url = Url::parse(token_url.trim())
+        .map_err(|e| format!("TokenUrl in its AuthInfo is no URL with http:// or https://: {e}"))?;
+    let host = host(&url).ok_or_else(|| "TokenUrl in its AuthInfo names no host".to_owned())?;
+    Ok(place(&url, host))
+}
+
+fn place(url: &Url, host: String) -> String {
+    if url.scheme() == "http" { format!("http://{host}") } else { host }
+}
+
+fn host(url: &Url) -> Option<String> {
+    let host = url.host_str().filter(|host| !host.is_empty())?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    Ok(bare.to_lowercase())
+    Some(bare.to_lowercase())
 }
 
 #[cfg(test)]
@@ -64,6 +89,26 @@ mod tests {
             for spelling in spellings {
                 assert_eq!(host_of(spelling).as_deref(), Ok(host), "{spelling}");
             }
+        }
+        for (address, place) in [
+            ("jira.example.com", "jira.example.com"),
+            ("HTTPS://Jira.example.com:8443/x", "jira.example.com"),
+            (" HTTP://JIRA.example.com:81\\x", "http://jira.example.com"),
+            ("http://[::1]:81", "http://::1"),
+            ("", ""),
+            ("/run/postgresql", "/run/postgresql"),
+        ] {
+            assert_eq!(place_of(address).as_deref(), Ok(place), "{address}");
+        }
+        for (url, place) in [
+            ("https://login.example.com/oauth2/token?tenant=x", "login.example.com"),
+            (" https:login.example.com", "login.example.com"),
+            ("http://LOGIN.example.com/", "http://login.example.com"),
+        ] {
+            assert_eq!(token_place_of(url).as_deref(), Ok(place), "{url}");
+        }
+        for bad in ["login.example.com/token", "", "mailto:x", "https://"] {
+            assert!(token_place_of(bad).is_err(), "{bad}");
         }
         for other in ["jira.example.com.evil.example", "evil.example/jira.example.com", "jira.example.com."] {
             assert_ne!(host_of(other).unwrap(), "jira.example.com", "{other}");

@@ -1,12 +1,15 @@
 //! The private keys of a daemon, and what it opens with them.
 
-use super::{ALWAYS_READABLE, Binding, KeyId, NAMES, PrivateKey, Sealed, host_of};
+use super::{
+    ALWAYS_READABLE, Binding, KeyId, NAMES, PrivateKey, SENT_TO_TOKEN_URL, Sealed, place_of, token_place_of,
+};
 use crate::config::SecretsSection;
 use rustix::fs::{FileType, Mode};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -40,6 +43,17 @@ pub(crate) struct Holder<'a> {
     pub(crate) source: &'a str,
     pub(crate) organization: Uuid,
     pub(crate) address: &'a str,
+    /// `TokenUrl` of its `AuthInfo`, as it stands there.
+    pub(crate) token_url: Option<&'a Value>,
+}
+
+/// Where a field of a source goes: what a secret in it is bound to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// Of Address.
+    address: String,
+    /// Of `TokenUrl`, if the field is sent there; else empty.
+    token: String,
 }
 
 impl Keyring {
@@ -139,18 +153,17 @@ impl Keyring {
                 ),
             )
         })?;
-        let host = host_of(holder.address).map_err(|problem| format!("{}: {problem}", holder.name()))?;
-        sealed.open(key, &holder.binding(field, &host)).map_err(|_| {
-            let place = if host.is_empty() {
-                "and no Address".to_owned()
-            } else {
-                format!("and host {host} of its Address")
-            };
+        let places = holder
+            .places(field, holder.address)
+            .map_err(|problem| format!("{}: {problem}", holder.name()))?;
+        sealed.open(key, &holder.binding(field, &places)).map_err(|_| {
+            // What goes to two places may have been sealed for one, by a version that knew no better.
+            let give_back = if places.token.is_empty() { "the Address" } else { "the Address and TokenUrl" };
             holder.problem(
                 field,
                 &format!(
-                    "does not open: it was not sealed for this source, organization and field {place}, or was \
-                     altered; give back the Address it was sealed for (`rosterd secret rewrap --new-address` moves it with \
+                    "does not open: it was not sealed for this source, organization and field and {places}, or was \
+                     altered; give back {give_back} it was sealed for (`rosterd secret rewrap --new-address` moves it with \
                      its secrets), or seal the secret anew with `{}`",
                     holder.seal_command(field),
                 ),
@@ -164,8 +177,29 @@ impl Holder<'_> {
         format!("source {} ({})", self.source, self.id)
     }
 
-    pub(crate) fn binding<'a>(&self, field: &'a str, host: &'a str) -> Binding<'a> {
-        Binding { organization: self.organization, source: self.id, field, host }
+    /// Where a field goes while the source has this Address. An error finishes "this source: ".
+    pub(crate) fn places(&self, field: &str, address: &str) -> Result<Places, String> {
+        let token = match self.token_url.filter(|_| SENT_TO_TOKEN_URL.contains(&field)) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(url)) => Some(url.as_str()),
+            // Whoever has the public key may seal a TokenUrl of their own, so a sealed one vouches for nothing.
+            Some(_) => {
+                return Err(format!(
+                    "TokenUrl in its AuthInfo is sealed or no text, and {field} is bound to its host; give TokenUrl as a text"
+                ));
+            }
+        };
+        Places::of(address, token)
+    }
+
+    pub(crate) fn binding<'a>(&self, field: &'a str, places: &'a Places) -> Binding<'a> {
+        Binding {
+            organization: self.organization,
+            source: self.id,
+            field,
+            place: &places.address,
+            token_place: &places.token,
+        }
     }
 
     pub(crate) fn problem(&self, field: &str, problem: &str) -> String {
@@ -177,6 +211,37 @@ impl Holder<'_> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let field = if field.chars().all(is_plain) { field } else { "NAME" };
         format!("rosterd secret seal --source {} --field {field} --write", self.id)
+    }
+}
+
+impl Places {
+    /// Of an Address, and of the `TokenUrl` of a field that is sent there. An error finishes "this source: ".
+    pub(crate) fn of(address: &str, token_url: Option<&str>) -> Result<Self, String> {
+        let token = token_url.filter(|url| !url.is_empty()).map(token_place_of).transpose()?;
+        Ok(Self { address: place_of(address)?, token: token.unwrap_or_default() })
+    }
+}
+
+/// Finishes "sealed for this field and ".
+impl fmt::Display for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.address.is_empty() {
+            f.write_str("no Address")?;
+        } else {
+            told(f, &self.address, "Address")?;
+        }
+        if self.token.is_empty() {
+            return Ok(());
+        }
+        f.write_str(" and ")?;
+        told(f, &self.token, "TokenUrl")
+    }
+}
+
+fn told(f: &mut fmt::Formatter<'_>, place: &str, of: &str) -> fmt::Result {
+    match place.strip_prefix("http://") {
+        Some(host) => write!(f, "host {host} of its {of} (http)"),
+        None => write!(f, "host {place} of its {of}"),
     }
 }
 
@@ -258,7 +323,13 @@ mod tests {
 
     #[test]
     fn no_sentence_makes_a_shell_command_of_the_name_of_a_field() {
-        let holder = Holder { id: Uuid::nil(), source: "HTTP", organization: Uuid::nil(), address: "h" };
+        let holder = Holder {
+            id: Uuid::nil(),
+            source: "HTTP",
+            organization: Uuid::nil(),
+            address: "h",
+            token_url: None,
+        };
         let problem =
             |field: &str| Keyring::default().open(&holder, &serde_json::json!({ field: "x" })).unwrap_err();
         assert!(problem("Password").contains("--field Password --write`"));

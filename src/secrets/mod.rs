@@ -4,7 +4,7 @@
 //! A sealed field is an object, `{"Sealed": 1, "Key": "<key id>", "Data": "<base64>"}`. Version 1 is HPKE (RFC 9180)
 //! in base mode: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. `Data` is the encapsulated key and
 //! then the ciphertext. The [`Binding`] goes in as associated data, so a sealed field opens only where it was made
-//! for: this organization, source, field, and host of the source's Address.
+//! for: this organization, source, field, and host of the source's Address; what goes to a `TokenUrl`, for its host too.
 
 mod binding;
 mod host;
@@ -13,7 +13,7 @@ mod keyring;
 mod sealed;
 
 pub use binding::Binding;
-pub use host::host_of;
+pub use host::{host_of, place_of, token_place_of};
 pub use key::{KeyError, KeyId, PrivateKey, PublicKey};
 pub use keyring::{Keyring, KeyringError};
 pub use sealed::{SealError, Sealed};
@@ -38,6 +38,9 @@ pub(crate) const NAMES: [&str; 14] = [
     "Region",
     "Service",
 ];
+
+/// Fields of `AuthInfo` that OAuth 2 sends to `TokenUrl`, and for which it fetches the token that goes to `Address`.
+pub(crate) const SENT_TO_TOKEN_URL: [&str; 4] = ["ClientSecret", "ClientID", "Scope", "Audience"];
 
 /// Fields of `AuthInfo` that operators read and change by SQL, which the database itself looks into.
 pub(crate) const ALWAYS_READABLE: [&str; 2] = ["Delay", "Concurrency"];

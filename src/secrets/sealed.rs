@@ -143,7 +143,8 @@ mod tests {
         organization: Uuid::from_u128(1),
         source: Uuid::from_u128(2),
         field: "Password",
-        host: "jira.example.com",
+        place: "jira.example.com",
+        token_place: "",
     };
 
     #[test]
@@ -156,13 +157,34 @@ mod tests {
             Binding { source: HERE.organization, ..HERE },
             Binding { organization: HERE.source, source: HERE.organization, ..HERE },
             Binding { field: "Token", ..HERE },
-            Binding { host: "jira.example.co", ..HERE },
-            Binding { field: "Passwordj", host: "ira.example.com", ..HERE },
+            Binding { place: "jira.example.co", ..HERE },
+            Binding { place: "http://jira.example.com", ..HERE },
+            Binding { token_place: "login.example.com", ..HERE },
+            Binding { field: "Passwordj", place: "ira.example.com", ..HERE },
         ];
         for binding in elsewhere {
             assert_eq!(sealed.open(&key, &binding).unwrap_err(), SealError::Closed, "{binding:?}");
         }
         assert_eq!(sealed.open(&PrivateKey::generate(), &HERE).unwrap_err(), SealError::Closed);
+    }
+
+    #[test]
+    fn what_is_sealed_for_two_places_opens_for_both_alone_and_one_place_twice_is_one() {
+        let key = PrivateKey::generate();
+        let both = Binding { token_place: "login.example.com", ..HERE };
+        let sealed = Sealed::seal(&"canary".into(), key.public(), &both).unwrap();
+        assert!(sealed.open(&key, &both).is_ok());
+        for binding in [
+            HERE,
+            Binding { token_place: "evil.example", ..HERE },
+            Binding { token_place: "http://login.example.com", ..HERE },
+            Binding { place: "evil.example", ..both },
+            Binding { place: both.token_place, token_place: both.place, ..HERE },
+        ] {
+            assert_eq!(sealed.open(&key, &binding).unwrap_err(), SealError::Closed, "{binding:?}");
+        }
+        let sealed = Sealed::seal(&"canary".into(), key.public(), &HERE).unwrap();
+        assert!(sealed.open(&key, &Binding { token_place: HERE.place, ..HERE }).is_ok());
     }
 
     #[test]

@@ -133,3 +133,90 @@ fn the_audit_only_grows_for_everybody() {
             .starts_with("AuditLog only")
     );
 }
+
+/// A change of every audited table, and the Action it is written down as.
+fn changes(config: &str) -> Vec<(&'static str, &'static str, String)> {
+    let source = "(select ID from SourceConfig where Source = 'HTTP' and Address = 'h')";
+    let of = |table, insert: &str, update: &str, delete: &str| {
+        [("INSERT", insert), ("UPDATE", update), ("DELETE", delete)]
+            .map(|(action, sql)| (table, action, sql.to_owned()))
+    };
+    let config_insert = format!(
+        "insert into JobConfig (JobID, OrganizationID, WaitInSeconds) select JobID, OrganizationID, 77 from JobConfig where ID = '{config}'"
+    );
+    [
+        of(
+            "Organization",
+            "insert into Organization (Code) values ('NEW')",
+            "update Organization set TimeZone = 'Europe/Berlin' where Code = 'NEW'",
+            "delete from Organization where Code = 'NEW'",
+        ),
+        of(
+            "OrganizationMember",
+            "insert into OrganizationMember (Login) values ('alice')",
+            "update OrganizationMember set Login = 'bob'",
+            "delete from OrganizationMember",
+        ),
+        of(
+            "JobConfig",
+            &config_insert,
+            "update JobConfig set MaxInstances = 7 where WaitInSeconds = 77",
+            "delete from JobConfig where WaitInSeconds = 77",
+        ),
+        of(
+            "JobSchedule",
+            &format!("insert into JobSchedule (ConfigID, TimeOfDay) values ('{config}', '02:30')"),
+            "update JobSchedule set TimeOfDay = '03:30'",
+            "delete from JobSchedule",
+        ),
+        of(
+            "SourceConfig",
+            "insert into SourceConfig (Source, SourceID, OrganizationID, Address)
+             select Source, SourceID, OrganizationID, 'i' from SourceConfig",
+            "update SourceConfig set Port = 7 where Address = 'i'",
+            "delete from SourceConfig where Address = 'i'",
+        ),
+        of(
+            "JobConfigSource",
+            &format!("insert into JobConfigSource (ConfigID, SourceConfigID, Direction, Position) values ('{config}', {source}, 'in', 1)"),
+            "update JobConfigSource set Position = 2",
+            "delete from JobConfigSource",
+        ),
+    ]
+    .concat()
+}
+
+fn every_change_leaves_its_entry(setting: &str) {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "", "");
+    db.exec(
+        "insert into SourceConfig (Source, OrganizationID, Address) select 'HTTP', ID, 'h' from Organization",
+    );
+    let id = db.insert(&config, "{}");
+    db.exec(setting);
+    for (table, action, sql) in changes(&config) {
+        let before = db.text("select count(*) from AuditLog");
+        db.exec(&sql);
+        let entries = db.text(&format!(
+            "select string_agg(Action || ' ' || TableName, ', ' order by ID) from AuditLog
+             where ID > (select coalesce(max(ID), 0) from (select ID from AuditLog order by ID limit {before}) a)"
+        ));
+        assert_eq!(entries, format!("{action} {table}"), "{setting}: {sql}");
+    }
+    db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
+    assert_eq!(last(&mut db, "Action || ' ' || RowID"), format!("CANCEL {id}"), "{setting}");
+}
+
+#[test]
+fn an_insert_an_update_and_a_delete_of_every_audited_table_leaves_its_entry() {
+    every_change_leaves_its_entry("select");
+}
+
+#[test]
+fn a_session_that_replicates_is_audited_like_any_other() {
+    every_change_leaves_its_entry("set session_replication_role = replica");
+    let mut db = TestDb::new();
+    let resting =
+        "select string_agg(tgname, ', ') from pg_trigger where tgname like '%\\_audit' and tgenabled <> 'A'";
+    assert_eq!(db.text(&format!("select coalesce(({resting}), 'none')")), "none");
+}

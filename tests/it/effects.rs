@@ -2,7 +2,9 @@
 //! and stands or falls with the completion where it is in the same database.
 
 use crate::restart::{own_server, state_folder};
-use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, own_jobs_binary};
+use crate::support::proxy::{FROZEN, Mode, Proxy, Upstream};
+use crate::support::stamping_api::StampingApi;
+use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, own_jobs_binary, server};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -326,4 +328,146 @@ fn a_runner_whose_pulse_somebody_else_counts_up_gives_up_its_lease() {
     db.wait_status(&id, 3);
     assert_ne!(db.column(&id, "ThreadID"), first);
     db.wait_for("select count(*) from Runner", "1", SOON);
+}
+
+#[test]
+fn a_call_in_flight_ends_with_the_lease_of_a_runner_that_is_cut_off_before_another_takes_its_slot() {
+    let mut db = TestDb::new();
+    let api = StampingApi::start().unwrap();
+    let config = db.config("HttpJob", "MaxInstances", "0");
+    db.exec(&format!(
+        r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+           select 'HTTP', OrganizationID, 'http://{}', '{{"Concurrency": 1}}' from JobConfig where ID = '{config}';
+           update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'"#,
+        api.address,
+    ));
+    let env = [
+        ("ROSTERD__ENGINE__LEASE_SECONDS", "3"),
+        ("ROSTERD__ENGINE__HEARTBEAT_SECONDS", "0.3"),
+        ("ROSTERD__ENGINE__WORKERS", "1"),
+        ("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8"),
+    ];
+    let proxy = Proxy::start(Upstream::Unix(server().socket_dir().join(".s.PGSQL.5432")));
+    let mut command = Command::new(own_jobs_binary());
+    let url = format!(
+        "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
+        db.options.get_username(),
+        proxy.port(),
+        db.name
+    );
+    command.args(["run", "--listen", "off"]).env("DATABASE_URL", url).envs(env);
+    let cut_off = Daemon::spawn(command);
+    cut_off.wait_line("rosterd is ready");
+    // With every other setting as it ships, the call would go on for 17 s after others took its slot.
+    let first = db.insert(&config, r#"{"path": "/lease?millis=20000&hears=1"}"#);
+    let wait_calls = |count: usize| {
+        let until = Instant::now() + SOON;
+        while api.arrivals("lease").len() < count {
+            assert!(Instant::now() < until, "{} of {count} calls came", api.arrivals("lease").len());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    wait_calls(1);
+    let _other = Daemon::start_with(&db, &env);
+    let second = db.insert(&config, r#"{"path": "/lease?millis=500&hears=1"}"#);
+    db.wait_status(&second, 2);
+    proxy.set(FROZEN);
+    wait_calls(2);
+    db.wait_status(&second, 3);
+    // The row of the first is taken over, and its call made anew by the other.
+    wait_calls(3);
+    proxy.set(Mode::Pass);
+    cut_off.wait_line("the lease of");
+    db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{first}'"));
+    db.wait_status(&first, 5);
+    let arrivals = api.arrivals("lease");
+    let took = arrivals[1].at.saturating_sub(arrivals[0].at);
+    assert!(
+        took < Duration::from_secs(20),
+        "it was taken over while the first call would have gone on: {took:?}"
+    );
+    assert!(arrivals.iter().all(|arrival| arrival.in_flight == 1), "{arrivals:?}");
+}
+
+#[test]
+fn a_run_whose_call_was_ended_with_the_lease_begins_again_without_a_count_if_nobody_took_its_row() {
+    let mut db = TestDb::new();
+    let api = StampingApi::start().unwrap();
+    let config = db.config("HttpJob", "MaxAttempts", "1");
+    db.exec(&format!(
+        r#"insert into SourceConfig (Source, OrganizationID, Address)
+           select 'HTTP', OrganizationID, 'http://{}' from JobConfig where ID = '{config}';
+           update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'"#,
+        api.address,
+    ));
+    let proxy = Proxy::start(Upstream::Unix(server().socket_dir().join(".s.PGSQL.5432")));
+    let mut command = Command::new(own_jobs_binary());
+    let url = format!(
+        "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
+        db.options.get_username(),
+        proxy.port(),
+        db.name
+    );
+    command.args(["run", "--listen", "off"]).env("DATABASE_URL", url).envs(QUICK_LEASE);
+    command.env("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8");
+    let daemon = Daemon::spawn(command);
+    daemon.wait_line("rosterd is ready");
+    let id = db.insert(&config, r#"{"path": "/again?millis=4000&hears=1"}"#);
+    let until = Instant::now() + SOON;
+    while api.arrivals("again").is_empty() {
+        assert!(Instant::now() < until, "no call came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    proxy.set(FROZEN);
+    let until = Instant::now() + SOON;
+    while api.in_flight("again") > 0 {
+        assert!(Instant::now() < until, "the call goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    proxy.set(Mode::Pass);
+    db.wait_status(&id, 3);
+    let row = ["Attempt", "Crashes", "Interruptions"].map(|column| db.column(&id, column));
+    assert_eq!(row, ["1", "0", "1"]);
+    assert_eq!(api.arrivals("again").len(), 2);
+}
+
+#[test]
+fn a_statement_in_flight_on_a_source_ends_with_the_lease_too() {
+    let mut db = TestDb::new();
+    let config = db.config("SqlJob", "", "");
+    db.exec(&format!(
+        r#"insert into SourceConfig (Source, OrganizationID, Address, Port, AuthInfo)
+           select 'PostgreSQL', OrganizationID, '{}', {}, '{{"Username": "{}", "Database": "{}", "Concurrency": 1}}'
+           from JobConfig where ID = '{config}';
+           update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'"#,
+        server().socket_dir().display(),
+        db.options.get_port(),
+        db.options.get_username(),
+        db.name,
+    ));
+    let proxy = Proxy::start(Upstream::Unix(server().socket_dir().join(".s.PGSQL.5432")));
+    let mut command = Command::new(own_jobs_binary());
+    let url = format!(
+        "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
+        db.options.get_username(),
+        proxy.port(),
+        db.name
+    );
+    command.args(["run", "--listen", "off"]).env("DATABASE_URL", url).envs(QUICK_LEASE);
+    let daemon = Daemon::spawn(command);
+    daemon.wait_line("rosterd is ready");
+    let id = db.insert(&config, r#"{"statement": "select pg_sleep(600)"}"#);
+    let sleeping =
+        "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+                    and application_name = 'rosterd SqlJob'";
+    db.wait_for(sleeping, "1", SOON);
+    proxy.set(FROZEN);
+    db.wait_for(sleeping, "0", SOON);
+    assert_eq!(db.status(&id), "2");
+    proxy.set(Mode::Pass);
+    // The same run did not fail: it begins again.
+    db.wait_for(sleeping, "1", SOON);
+    db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{id}'"));
+    db.wait_status(&id, 5);
+    assert_eq!((db.column(&id, "Attempt"), db.column(&id, "Crashes")), ("1".to_owned(), "0".to_owned()));
 }

@@ -190,3 +190,27 @@ fn an_operator_seals_a_field_of_a_source_and_keeps_the_fields_they_cannot_read()
     assert!(login.refusal(&put(&scene.source, "{\"Sealed\": 1}", "")).contains("no whole sealed secret"));
     assert!(login.refusal("select AuthInfo from SourceConfig").starts_with("42501"));
 }
+
+#[test]
+fn an_operator_seals_a_client_secret_for_a_token_url_they_cannot_read() {
+    let mut scene = Scene::new();
+    let mut login = Login::new(&mut scene.db, "rosterd_operator", &["A"]);
+    let key = Key::new();
+    let url = login.url().to_owned();
+    scene.db.exec(
+        r#"update SourceConfig set AuthInfo = '{"TokenUrl": "https://login.example:8443/not/told?key=canary", "ClientID": "me"}'"#,
+    );
+    let args =
+        ["secret", "seal", "--source", &scene.source, "--field", "ClientSecret", "--public-key", &key.public];
+    rosterd_with("new", &url, &[&args[..], &["--write"]].concat())
+        .works(&["ClientSecret of source JIRA", &key.id]);
+    assert_eq!(scene.db.text("select count(*) from SourceConfig where AuthInfo ? 'ClientSecret'"), "1");
+    let ask = |address: &str| {
+        format!(
+            "select coalesce(vm.token_url_of(ID), 'nothing') from SourceConfig where Address = '{address}'"
+        )
+    };
+    assert_eq!(login.text(&ask("a.example")), "https://login.example:8443");
+    let theirs = scene.db.text("select ID from SourceConfig where Address = 'b.example'");
+    assert_eq!(login.text(&format!("select coalesce(vm.token_url_of('{theirs}'), 'nothing')")), "nothing");
+}

@@ -54,7 +54,7 @@ fn a_secret_is_sealed_without_a_database_for_a_source_that_is_yet_to_be_inserted
         ];
         rosterd(db, &env, &args, CANARY)
     };
-    let sealed = seal(None, &organization, "127.0.0.1")
+    let sealed = seal(None, &organization, "http://127.0.0.1:1/x")
         .with(0, &["select vm.seal_source('", "', 'Token', '...')"])
         .out;
     let source = Source::with_id(&mut db, &id, "ACME", HERE, api.port);
@@ -62,7 +62,7 @@ fn a_secret_is_sealed_without_a_database_for_a_source_that_is_yet_to_be_inserted
     let _daemon = daemon(&db, &[&key], &[]);
     assert_eq!(source.run(&mut db).0, "3");
     // The database knows the organization by its Code.
-    let sealed = seal(Some(&db), "ACME", "https://127.0.0.1/").with(0, &[]).out;
+    let sealed = seal(Some(&db), "ACME", "http://127.0.0.1/").with(0, &[]).out;
     source.paste(&mut db, "Token", sealed.trim());
     assert_eq!(source.run(&mut db).0, "3");
     assert_eq!(api.seen(), vec![format!("Bearer {CANARY}"); 2]);
@@ -359,4 +359,60 @@ fn a_sealed_secret_that_is_not_whole_is_refused_where_it_is_pasted() {
     for fine in [sealed.as_str(), r#""Sealed""#, r#"{"Nested": {"Sealed": 0}}"#, "null", "[]"] {
         db.exec(&update(fine));
     }
+}
+
+#[test]
+fn a_client_secret_is_sealed_for_its_token_url_by_whoever_knows_it_and_is_not_written_beside_another() {
+    let mut db = TestDb::new();
+    let key = Key::new();
+    let source = Source::new(&mut db, "ACME", HERE, 1);
+    let args = |more: &[&'static str]| {
+        let args = ["secret", "seal", "--source", &source.id, "--public-key", &key.public, "--field"];
+        [&args.map(str::to_owned)[..], &more.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()].concat()
+    };
+    let seal = |db: Option<&TestDb>, more: &[&'static str]| {
+        let args = args(more);
+        rosterd(db, &[], &args.iter().map(String::as_str).collect::<Vec<_>>(), CANARY)
+    };
+    let id = "00000000-0000-0000-0000-000000000001";
+    seal(None, &["ClientSecret", "--organization", id, "--address", "h"]).with(64, &["give --token-url"]);
+    let all = [
+        "ClientSecret",
+        "--organization",
+        id,
+        "--address",
+        "h",
+        "--token-url",
+        "http://Login.example:8080/t?x=1",
+    ];
+    seal(None, &all)
+        .with(0, &["opens for host h of its Address and host login.example of its TokenUrl (http) alone"]);
+    seal(None, &["Token", "--organization", id, "--address", "h"])
+        .with(0, &["opens for host h of its Address alone"]);
+
+    source.paste(&mut db, "TokenUrl", r#""https://login.example/t?key=not-told""#);
+    seal(Some(&db), &["ClientSecret", "--write"]).with(0, &["and host login.example of its TokenUrl alone"]);
+    for (url, said) in [
+        (r#""login.example""#, "is no URL"),
+        (
+            r#"{"Sealed": 1, "Key": "35c8cd6203c99ff0", "Data": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}"#,
+            "is no URL",
+        ),
+    ] {
+        source.paste(&mut db, "TokenUrl", url);
+        seal(Some(&db), &["ClientSecret", "--write"]).with(64, &[said]);
+    }
+    // Between reading and writing, TokenUrl was changed.
+    source.paste(&mut db, "TokenUrl", r#""https://evil.example/t""#);
+    let write = |field: &str, sealed_for: &str| {
+        format!(
+            "select vm.seal_source('{}', '{field}', '{{\"Sealed\": 1, \"Key\": \"35c8cd6203c99ff0\", \"Data\": \"{}\"}}', '{HERE}', '{sealed_for}')",
+            source.id,
+            "A".repeat(64),
+        )
+    };
+    let said = db.refusal(&write("ClientSecret", "https://login.example"));
+    assert!(said.contains("has another TokenUrl by now"), "{said}");
+    db.exec(&write("ClientSecret", "https://evil.example"));
+    db.exec(&write("Token", ""));
 }

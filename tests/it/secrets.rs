@@ -1,10 +1,14 @@
 //! Sealed secrets, from the command that seals them to the API that gets them opened.
 
 use crate::support::secrets::{Api, CANARY, Key, Source, daemon, rosterd};
-use crate::support::{Daemon, TestDb, own_jobs_binary};
+use crate::support::{Daemon, SOON, TestDb, own_jobs_binary, server};
 use rosterd::postgres::connect::Speaker;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const HERE: &str = "http://127.0.0.1";
 
@@ -71,7 +75,7 @@ fn a_sealed_secret_that_is_moved_to_another_field_source_organization_or_host_do
     db.exec(&format!("update JobConfig set Continuous = false where ID = '{}'", source.config));
 
     assert_eq!(api.seen().len(), 0, "nothing was called");
-    // Scheme, port and path of the Address are not bound, and it opens again where it belongs.
+    // Port and path of the Address are not bound, and it opens again where it belongs.
     db.exec(&format!(
         "update SourceConfig set Address = 'HTTP://127.1:{}/x', Port = null where ID = '{}'",
         api.port, source.id
@@ -197,4 +201,145 @@ fn plaintext_is_warned_of_once_for_each_source_and_refused_where_the_configurati
         &["is plaintext", "`secrets.allow_plaintext` is false", "rosterd secret seal"],
     );
     assert_eq!(harmless.run(&mut db).0, "3");
+}
+
+#[test]
+fn a_sealed_client_secret_does_not_follow_an_edited_token_url_nor_its_token_an_edited_address() {
+    let mut db = TestDb::new();
+    let (api, thief, key) = (Api::start(), Api::start(), Key::new());
+    let tokens = TokenServer::start();
+    let source = Source::new(&mut db, "ACME", HERE, api.port);
+    let token_url = |host: &str, port: u16| format!(r#""http://{host}:{port}/token", "ClientID": "me""#);
+    source.paste(&mut db, "TokenUrl", &token_url("127.0.0.2", tokens.port));
+    // As it was sealed before TokenUrl was bound: for the Address alone.
+    let before = {
+        let organization = db.text("select OrganizationID from SourceConfig");
+        let args = [
+            "secret",
+            "seal",
+            "--source",
+            &source.id,
+            "--field",
+            "ClientSecret",
+            "--public-key",
+            &key.public,
+            "--organization",
+            &organization,
+            "--address",
+            HERE,
+            "--token-url",
+            HERE,
+        ];
+        rosterd(None, &[], &args, CANARY).with(0, &[]).out.trim().to_owned()
+    };
+    key.seal_into(&mut db, &source, "ClientSecret");
+    let _daemon = daemon(&db, &[&key], &[]);
+    assert_eq!(source.run(&mut db).0, "3");
+    assert_eq!((tokens.asked(), api.seen()), (1, vec!["Bearer token".to_owned()]));
+
+    let again = format!("rosterd secret seal --source {} --field ClientSecret --write", source.id);
+    source.paste(&mut db, "TokenUrl", &token_url("127.0.0.1", thief.port));
+    source.fails(&mut db, "ClientSecret", &["does not open", "host 127.0.0.1 of its TokenUrl", &again]);
+    // A TokenUrl of the thief's own, sealed as anybody may.
+    let sealed = key.seal(&db, &source.id, "TokenUrl");
+    source.paste(&mut db, "TokenUrl", &sealed);
+    let (status, _, error) = source.run(&mut db);
+    assert!(status == "4" && error.contains("TokenUrl in its AuthInfo is sealed or no text"), "{error}");
+    // The token, too, is for the source alone.
+    source.paste(&mut db, "TokenUrl", &token_url("127.0.0.2", tokens.port));
+    db.exec(&format!("update SourceConfig set Address = 'http://127.0.0.3', Port = {}", thief.port));
+    source.fails(&mut db, "ClientSecret", &["does not open", "host 127.0.0.3 of its Address"]);
+    db.exec(&format!("update SourceConfig set Address = '{HERE}', Port = {}", api.port));
+    assert_eq!(source.run(&mut db).0, "3");
+
+    source.paste(&mut db, "ClientSecret", &before);
+    source.fails(
+        &mut db,
+        "ClientSecret",
+        &["does not open", "of its TokenUrl", "the Address and TokenUrl it was", &again],
+    );
+    assert_eq!((thief.seen().len(), api.seen().len()), (0, 2));
+}
+
+#[test]
+fn a_secret_sealed_for_https_does_not_open_for_http_on_the_same_host() {
+    let mut db = TestDb::new();
+    let (api, key) = (Api::start(), Key::new());
+    let source = Source::new(&mut db, "ACME", "https://127.0.0.1", api.port);
+    key.seal_into(&mut db, &source, "Token");
+    let _daemon = daemon(&db, &[&key], &[]);
+    db.exec(&format!("update SourceConfig set Address = '{HERE}'"));
+    source.fails(&mut db, "Token", &["does not open", "host 127.0.0.1 of its Address (http)"]);
+    // Moved on purpose it opens.
+    let args = ["secret", "rewrap", "--source", &source.id, "--key", &key.path(), "--new-address", HERE];
+    db.exec("update SourceConfig set Address = '127.0.0.1'");
+    rosterd(Some(&db), &[], &args, "").with(0, &["1 secret sealed anew"]);
+    assert_eq!(source.run(&mut db).0, "3");
+    assert_eq!(api.seen(), [format!("Bearer {CANARY}")]);
+}
+
+#[test]
+fn a_sealed_password_of_an_sql_job_opens_and_does_not_once_its_address_is_another() {
+    let mut db = TestDb::new();
+    let key = Key::new();
+    let role = format!("{}_sealed", db.name);
+    db.exec(&format!("create role {role} login password '{CANARY}'"));
+    let folder = server().socket_dir().to_string_lossy().into_owned();
+    let (port, name) = (db.options.get_port(), db.name.clone());
+    let source = Source::new(&mut db, "ACME", &folder, port);
+    db.exec("insert into Job (Struct) values ('SqlJob') on conflict do nothing");
+    db.exec("update JobConfig set JobID = (select ID from Job where Struct = 'SqlJob')");
+    source.paste(&mut db, "Username", &format!(r#""{role}", "Database": "{name}""#));
+    key.seal_into(&mut db, &source, "Password");
+    let run = |db: &mut TestDb| {
+        let id = db.insert(&source.config, r#"{"statement": "select session_user::text as who"}"#);
+        db.wait_for(&format!("select StatusID in (3, 4, 5) from JobHistory where ID = '{id}'"), "t", SOON);
+        (db.status(&id), db.column(&id, "Error"), db.column(&id, "Result"))
+    };
+    let _daemon = daemon(&db, &[&key], &[]);
+    let (status, error, result) = run(&mut db);
+    assert!(status == "3" && result.contains(&role), "{error} {result}");
+    for address in ["127.0.0.1", "/tmp", "localhost"] {
+        db.exec(&format!("update SourceConfig set Address = '{address}'"));
+        let (status, error, _) = run(&mut db);
+        assert!(
+            status == "4" && error.contains("Password in its AuthInfo does not open"),
+            "{address}: {error}"
+        );
+        assert!(error.contains(&format!("host {address} of its Address")), "{error}");
+    }
+    db.exec(&format!("update SourceConfig set Address = '{folder}'"));
+    assert_eq!(run(&mut db).0, "3");
+    db.exec(&format!("drop role {role}"));
+}
+
+/// Gives a token to whoever asks.
+struct TokenServer {
+    port: u16,
+    asked: Arc<AtomicUsize>,
+}
+
+impl TokenServer {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+        let tokens = Self { port: listener.local_addr().unwrap().port(), asked: Arc::default() };
+        let asked = Arc::clone(&tokens.asked);
+        // It ends with the process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let mut head = String::new();
+                let mut lines = BufReader::new(&stream);
+                while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).is_ok_and(|n| n > 0) {}
+                asked.fetch_add(1, Ordering::SeqCst);
+                let body = r#"{"access_token": "token", "token_type": "Bearer"}"#;
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/json\r\n";
+                let _ = write!(&stream, "{head}Content-Length: {}\r\n\r\n{body}", body.len());
+            }
+        });
+        tokens
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
 }

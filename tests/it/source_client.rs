@@ -567,6 +567,15 @@ async fn no_redirect_is_followed_and_no_credential_goes_elsewhere() {
 // ---- canaries ----
 
 /// What is logged on this thread, at every level, by whichever crate.
+/// The private key of an example of OAuth 1 that is published everywhere.
+const PEM: &str = include_str!("../data/published-oauth1.pem");
+
+/// The secret, and what of it would show through masks that know it only as it stands; and each line of the key.
+fn telling() -> impl Iterator<Item = &'static str> {
+    let forms = ["c4nary", "pass&w", "pass%26w", "YzRuYXJ5", "M0bmFyeS", "Y0bmFyeS", "NG5hcnk"];
+    forms.into_iter().chain(PEM.lines().filter(|line| !line.starts_with("-----")))
+}
+
 #[derive(Clone, Default)]
 struct Caught(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -614,6 +623,8 @@ async fn no_secret_reaches_a_log_line_an_error_or_a_debug_output() {
     let mut said = Vec::new();
     let ways = [
         json!({"Username": "svc", "Password": SECRET}),
+        json!({"Token": SECRET}),
+        json!({"ConsumerKey": "me", "AccessToken": SECRET, "PrivateKey": PEM}),
         json!({"Header": "X-Key", "Key": SECRET}),
         json!({"TokenUrl": format!("{}/token", echo.address), "ClientID": "me", "ClientSecret": SECRET}),
         json!({"TokenUrl": format!("{}/token", echo.address), "ClientID": "me", "ClientSecret": SECRET, "TokenAuth": "body"}),
@@ -642,7 +653,7 @@ async fn no_secret_reaches_a_log_line_an_error_or_a_debug_output() {
     let logged = String::from_utf8(caught.0.lock().unwrap().clone()).unwrap();
     assert!(logged.contains("a call is tried again"), "the lines were caught");
     for text in [said.as_str(), logged.as_str()] {
-        for form in ["c4nary", "pass&w", "pass%26w", "YzRuYXJ5", "M0bmFyeS", "Y0bmFyeS", "NG5hcnk"] {
+        for form in telling() {
             if let Some(at) = text.find(form) {
                 let around = &text
                     [text.floor_char_boundary(at.saturating_sub(200))..text.ceil_char_boundary(at + 100)];
@@ -662,36 +673,49 @@ fn no_secret_of_a_source_reaches_what_the_daemon_prints_or_keeps() {
         if asked.target == "/token" {
             Reply::json(&token)
         } else {
-            Reply::Answer(500, vec![], heard.into_bytes())
+            // Back comes also what only a source that was given the key could know.
+            Reply::Answer(500, vec![], format!("{heard} {PEM}").into_bytes())
         }
     }));
     let mut db = TestDb::new();
-    let config = db.config("HttpJob", "", "");
-    let auth =
-        json!({"TokenUrl": format!("{}/token", api.address), "ClientID": "me", "ClientSecret": SECRET});
-    db.exec(&format!(
-        "insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
-         select 'HTTP', OrganizationID, '{}', '{auth}' from JobConfig where ID = '{config}';
-         update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'",
-        api.address,
-    ));
+    let ways = [
+        json!({"TokenUrl": format!("{}/token", api.address), "ClientID": "me", "ClientSecret": SECRET, "PreviousKey": PEM}),
+        json!({"Token": SECRET, "PreviousKey": PEM}),
+        json!({"ConsumerKey": "me", "AccessToken": SECRET, "PrivateKey": PEM}),
+    ];
+    let mut configs = Vec::new();
+    for auth in &ways {
+        let config = db.config("HttpJob", "", "");
+        db.exec(&format!(
+            "with s as (
+               insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
+               select 'HTTP', OrganizationID, '{}', '{auth}' from JobConfig where ID = '{config}' returning ID)
+             update JobConfig set DataInSourceConfigID = (select ID from s) where ID = '{config}'",
+            api.address,
+        ));
+        configs.push(config);
+    }
     let trace = [
         ("RUST_LOG", "trace"),
         ("ROSTERD__LOG__DATABASE_LEVEL", "trace"),
         ("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8"),
     ];
     let mut daemon = Daemon::start_with(&db, &trace);
-    let id = db.insert(&config, r#"{"path": "/x"}"#);
-    db.wait_status(&id, 4);
+    let rows: Vec<_> = configs.iter().map(|config| db.insert(config, r#"{"path": "/x"}"#)).collect();
+    for id in &rows {
+        db.wait_status(id, 4);
+    }
     daemon.stop();
-    let error = db.column(&id, "Error");
-    assert!(error.contains("GET /x answered 500"), "{error}");
-    assert!(db.column(&id, "Result").contains("Bearer ***"), "the echo was heard");
+    for (id, heard) in rows.iter().zip(["Bearer ***", "Bearer ***", "OAuth "]) {
+        let error = db.column(id, "Error");
+        assert!(error.contains("GET /x answered 500"), "{error}");
+        assert!(db.column(id, "Result").contains(heard), "the echo was heard: {}", db.column(id, "Result"));
+    }
     let kept = db.text(
         "select string_agg(t, ' ') from (select h::text from JobHistory h union all select l::text from Logs l) x (t)",
     );
     for text in [daemon.output(), kept] {
-        for form in ["c4nary", "pass&w", "pass%26w", "YzRuYXJ5", "M0bmFyeS", "Y0bmFyeS", "NG5hcnk"] {
+        for form in telling() {
             let line = text.lines().find(|line| line.contains(form));
             assert!(line.is_none(), "{form} shows in: {}", line.unwrap_or_default());
         }

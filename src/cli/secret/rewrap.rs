@@ -7,7 +7,7 @@ use super::{no_public_key, public_key};
 use crate::cli::output::{count, remark, say};
 use crate::cli::{Database, Failure, block_on};
 use crate::config::Config;
-use crate::secrets::{Holder, Keyring, PublicKey, Sealed, host_of, is_plain_secret};
+use crate::secrets::{Holder, Keyring, PublicKey, Sealed, is_plain_secret, place_of};
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 use sqlx::PgConnection;
@@ -65,7 +65,7 @@ pub(super) fn run(settings: &Config, args: &Rewrap) -> Result<(), Failure> {
     secrets.keys.extend(args.key.iter().cloned());
     let keys = Keyring::load(&secrets).map_err(Failure::usage)?;
     if let Some(address) = &args.new_address {
-        host_of(address).map_err(|problem| Failure::usage(format!("with --new-address, {problem}")))?;
+        place_of(address).map_err(|problem| Failure::usage(format!("with --new-address, {problem}")))?;
     }
     let work =
         Work { keys, public, seal_plaintext: args.seal_plaintext, new_address: args.new_address.clone() };
@@ -118,6 +118,7 @@ impl Work {
                 source: &row.source,
                 organization: row.organization,
                 address: &row.address,
+                token_url: row.auth.get("TokenUrl"),
             };
             let plan = self.plan(&holder, &row.auth)?;
             let new_address = self.new_address.as_deref().filter(|address| *address != row.address);
@@ -152,8 +153,8 @@ impl Work {
 
     fn plan(&self, holder: &Holder<'_>, auth: &Value) -> Result<Plan, Failure> {
         let mut plan = Plan::default();
-        let host = host_of(self.new_address.as_deref().unwrap_or(holder.address));
-        let moves = self.new_address.is_some() && host != host_of(holder.address);
+        let address = self.new_address.as_deref().unwrap_or(holder.address);
+        let moves = self.new_address.is_some() && place_of(address) != place_of(holder.address);
         for (field, value) in auth.as_object().into_iter().flatten() {
             let mut was_plain = false;
             let (secret, key) = match Sealed::read(value) {
@@ -186,9 +187,9 @@ impl Work {
                 }
             };
             let key = self.public.clone().or(key).ok_or_else(no_public_key)?;
-            match &host {
-                Ok(host) => {
-                    let sealed = Sealed::seal(&secret, &key, &holder.binding(field, host))?;
+            match holder.places(field, address) {
+                Ok(places) => {
+                    let sealed = Sealed::seal(&secret, &key, &holder.binding(field, &places))?;
                     plan.fields.insert(field.clone(), sealed.to_json());
                     plan.sealed_anew += i64::from(!was_plain);
                     plan.from_plaintext += i64::from(was_plain);

@@ -46,7 +46,7 @@ pub(in crate::cli) async fn take(db: &mut PgConnection, keys: &Keyring) -> Resul
         NAMES.iter().chain(&ALWAYS_READABLE).map(|name| (*name).to_owned()).collect();
     let fields = sqlx::query!(
         r#"select s.ID as id, s.Source as source, s.OrganizationID as organization, s.Address as address,
-             f.key as "field!", case when jsonb_typeof(f.value) = 'object' then f.value end as object
+             s.AuthInfo -> 'TokenUrl' as token_url, f.key as "field!", case when jsonb_typeof(f.value) = 'object' then f.value end as object
            from SourceConfig s
            cross join lateral jsonb_each(s.AuthInfo) f
            where jsonb_typeof(f.value) = 'object'
@@ -62,8 +62,13 @@ pub(in crate::cli) async fn take(db: &mut PgConnection, keys: &Keyring) -> Resul
             standing.plain.add(row.id);
             continue;
         };
-        let holder =
-            Holder { id: row.id, source: &row.source, organization: row.organization, address: &row.address };
+        let holder = Holder {
+            id: row.id,
+            source: &row.source,
+            organization: row.organization,
+            address: &row.address,
+            token_url: row.token_url.as_ref(),
+        };
         match Sealed::read(object) {
             None => {}
             Some(Ok(sealed)) => {

@@ -64,14 +64,7 @@ impl Job for HttpJob {
     async fn run(&self, ctx: JobContext, payload: HttpPayload) -> Result<Outcome, JobError> {
         let source = ctx.in_source()?;
         let call = payload.call(source.auth.text("Header")).map_err(JobError::fatal_message)?;
-        let client = SourceClient::new(
-            source,
-            &ctx.settings().sources,
-            ctx.limiter().clone(),
-            ctx.row().id,
-            ctx.cancellation().clone(),
-        )
-        .map_err(from_client)?;
+        let client = ctx.client(source).map_err(from_client)?;
         // A row that says "five calls" means five at the API, unless it says otherwise.
         let retries = client.retries().times(payload.retries);
         let client = client.retrying(retries);
@@ -116,6 +109,8 @@ impl Job for HttpJob {
                 let error = format!("{many}{sentence}");
                 let error = if ctx.is_cancelled() {
                     JobError::stopped_because(error)
+                } else if let Some(lapsed) = tally.lapsed {
+                    JobError::from(lapsed)
                 } else if tally.is_passing {
                     JobError::retry_message(error)
                 } else {
@@ -247,6 +242,8 @@ struct Tally {
     unanswered: u32,
     /// No call can succeed any more.
     doomed: bool,
+    /// A call that was ended because the lease of this runner lapsed.
+    lapsed: Option<ClientError>,
 }
 
 impl Tally {
@@ -279,7 +276,14 @@ impl Tally {
                 self.is_passing |= error.is_passing();
                 self.doomed |= !error.is_passing()
                     || matches!(error, ClientError::Limit(_) | ClientError::Cancelled { .. });
-                format!("{:#}", anyhow::Error::from(error))
+                if matches!(error, ClientError::Lapsed { .. }) {
+                    self.doomed = true;
+                    let sentence = error.to_string();
+                    self.lapsed = Some(error);
+                    sentence
+                } else {
+                    format!("{:#}", anyhow::Error::from(error))
+                }
             }
         };
         self.failed += 1;

@@ -85,7 +85,15 @@ impl Job for SqlJob {
             () = ctx.cancelled() => return Err(stopped()),
             passed = ctx.may_act() => passed?,
         }
-        let done = session.run(&ctx, &payload).await;
+        let done = match &permit {
+            Some(_) => tokio::select! {
+                biased;
+                // Others may soon call in its place: dropping the session closes its connection and ends the statement.
+                lapsed = ctx.lapsed() => return Err(lapsed.into()),
+                done = session.run(&ctx, &payload) => done,
+            },
+            None => session.run(&ctx, &payload).await,
+        };
         if let Some(permit) = &mut permit {
             permit.in_doubt(false);
         }

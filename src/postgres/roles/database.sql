@@ -64,7 +64,7 @@ begin
         execute format('grant execute on function %s to rosterd_operator, rosterd_viewer', o.signature);
       elsif o.proname = 'rows_in_progress' then
         execute format('grant execute on function %s to rosterd_runner, rosterd_operator, rosterd_viewer', o.signature);
-      elsif o.proname in ('limit_source', 'seal_source') then
+      elsif o.proname in ('limit_source', 'seal_source', 'token_url_of') then
         execute format('grant execute on function %s to rosterd_operator', o.signature);
       end if;
     else

@@ -21,7 +21,8 @@ pub struct Arrival {
     pub in_flight: usize,
 }
 
-/// `GET /NAME?millis=20&status=429&retry-after=3` is answered after 20 ms as it says. NAME tells the sources apart.
+/// `GET /NAME?millis=20&status=429&retry-after=3` is answered after 20 ms as it says. NAME tells the sources apart. With
+/// `hears=1` a call is over when its connection is closed, as at an API that notices that nobody listens.
 #[derive(Clone)]
 pub struct StampingApi {
     pub address: SocketAddr,
@@ -67,6 +68,11 @@ impl StampingApi {
         arrivals
     }
 
+    /// Calls of this source that are not over.
+    pub fn in_flight(&self, name: &str) -> usize {
+        self.seen.lock().unwrap().get(name).map_or(0, |seen| seen.in_flight)
+    }
+
     /// Calls of all sources.
     pub fn calls(&self) -> usize {
         self.seen.lock().unwrap().values().map(|seen| seen.arrivals.len()).sum()
@@ -94,10 +100,22 @@ impl StampingApi {
                 seen.arrivals.push(Arrival { at, in_flight: seen.in_flight });
                 seen.answer.clone()
             };
+            let mut gone = false;
             if let Some(millis) = asked.get("millis").and_then(|millis| millis.parse().ok()) {
-                std::thread::sleep(Duration::from_millis(millis));
+                let work = Duration::from_millis(millis);
+                if asked.contains_key("hears") {
+                    stream.set_read_timeout(Some(work))?;
+                    // Nothing more is sent before the answer, so whatever wakes this before its time is the end.
+                    gone = !matches!(&stream.peek(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+                    stream.set_read_timeout(self.patience)?;
+                } else {
+                    std::thread::sleep(work);
+                }
             }
             self.seen.lock().unwrap().get_mut(&name).expect("it was called").in_flight -= 1;
+            if gone {
+                return Ok(());
+            }
             let answer = answer.unwrap_or_else(|| {
                 let pause =
                     asked.get("retry-after").map(|s| format!("Retry-After: {s}\r\n")).unwrap_or_default();
