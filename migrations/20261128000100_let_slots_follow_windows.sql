@@ -6,7 +6,11 @@
 -- for it, and with others in line it is twice as long, because each handing over costs a question.
 --
 -- The gate keeps the end of the newest window instead of that end plus the Delay of its time: a Delay that is made
--- longer holds from the next start on, whoever makes it.
+-- longer holds from the next start on, whoever makes it. While a source has no Delay nobody keeps account of its starts:
+-- WindowEnd is null, and the first window after that begins a second and a Delay later.
+--
+-- Questions are numbered. One that the server carries out late, after the runner gave up on it and asked again, would
+-- give back a window and slots that are in use.
 --
 -- | SourceShare.Slots, with a Delay | who writes it | because |
 -- |---|---|---|
@@ -21,9 +25,12 @@
 -- Without a Delay nothing changes.
 
 alter table vm.SourceGate rename column NextStart to WindowEnd;
+alter table vm.SourceGate alter column WindowEnd set default 'epoch';
+alter table vm.SourceShare add column Question bigint not null default 0;
+comment on column vm.SourceShare.Question is 'Number of the newest question its runner asked; older ones that arrive late are not answered';
 -- Ends stood here with a Delay on top; what is left of that is at most one Delay, once.
 comment on column vm.SourceGate.WindowEnd is
-  'End of the newest window in which a runner starts calls; the next window begins one Delay after it';
+  'End of the newest window in which a runner starts calls; the next one begins one Delay after it. Null: called without a Delay';
 comment on column vm.SourceGate.Fallback is
   'WindowEnd before the newest window was given out, for the case that it is given back unused';
 comment on column vm.SourceShare.Waiting is 'Calls that waited for a slot or a start when it last asked';
@@ -32,16 +39,16 @@ drop function vm.share_source(uuid, uuid, int, int, int, double precision, boole
 
 -- One question of one runner about one source: what may I do from now on?
 --
--- in_flight, waiting: its calls in flight and those that wait for a slot. need: slots that would be used, those in
+-- question: its number, greater than those before. in_flight, waiting: its calls in flight and those that wait for a slot. need: slots that would be used, those in
 -- flight included. keeps: slots that are used whatever the answer is, no more than it has. starts: how many calls it
 -- would start in the next window. slack: seconds it may be late. released: it has no window; last_start_age is the time
 -- in seconds since its last start, or null if there was none. answered: the source answered calls since the last
 -- question, and none with 429. starts is null: it leaves.
 --
--- Answers: ok, busy (another runner asks just now: ask again), inactive, unknown, runner_gone. Times are in seconds
+-- Answers: ok, busy (another runner asks just now: ask again), late (a newer one was answered), inactive, unknown, runner_gone. Times are in seconds
 -- from now: WindowIn to WindowUntil is when it may start calls (without WindowIn: its window goes on until then), AskIn
 -- when to ask for a window again.
-create function vm.share_source(source_id uuid, runner_id uuid, in_flight int, waiting int, need int, keeps int, starts int,
+create function vm.share_source(source_id uuid, runner_id uuid, question bigint, in_flight int, waiting int, need int, keeps int, starts int,
     slack double precision, released boolean, last_start_age double precision, answered boolean,
     out Verdict text, out Slots int, out Concurrency int, out DelaySeconds double precision,
     out PausedSeconds double precision, out WindowIn double precision, out WindowUntil double precision,
@@ -56,8 +63,8 @@ declare
   horizon constant double precision := 0.25;
   soon constant double precision := 0.03;
   longest_alone constant double precision := 0.2;
-  longest_in_turn constant double precision := 0.4;
-  farthest constant double precision := 0.6;
+  longest_in_turn constant double precision := 0.5;
+  farthest constant double precision := 0.7;
   turn constant interval := '250 milliseconds';
   config record;
   gate SourceGate;
@@ -105,6 +112,10 @@ begin
   end if;
   now_ := clock_timestamp();
   select * into mine from SourceShare x where x.SourceConfigID = source_id and x.RunnerID = runner_id;
+  if question <= mine.Question then
+    Verdict := 'late';
+    return;
+  end if;
   -- What it was never given, or gave back, it cannot keep.
   keeps := greatest(in_flight, least(keeps, coalesce(mine.Slots, 0)));
 
@@ -119,7 +130,8 @@ begin
   delay := ceil(config.Delay / 1000.0) / 1e6;
   most := config.Concurrency;
   if gate.Throttle < 1 then
-    delay := greatest(delay, 0.01) / gate.Throttle;
+    -- Without a Delay there is no rate to halve; with fewer calls at once there may still be too many.
+    delay := case when delay > 0 then delay else 0.01 end / gate.Throttle;
     most := greatest(1, floor(most * gate.Throttle));
   end if;
   spacing := delay * interval '1 second';
@@ -134,17 +146,36 @@ begin
     gate.HolderID := null;
     changed := true;
     if exists (select from SourceShare x where x.SourceConfigID = source_id and x.RunnerID <> runner_id and x.StartSince is not null) then
-      perform pg_notify('rosterd_source', source_id::text);
+      perform pg_notify('rosterd_source', source_id || ' freed');
     end if;
+  end if;
+  if delay > 0 then
+    -- What it started without a window: before there was a Delay, or later than it was allowed to.
+    if gate.WindowEnd is null then
+      gate.WindowEnd := now_ + interval '1 second';
+      changed := true;
+    end if;
+    if last_start_age is not null and gate.WindowEnd < now_ - last_start_age * interval '1 second' then
+      gate.WindowEnd := now_ - last_start_age * interval '1 second';
+      changed := true;
+    end if;
+  elsif gate.WindowEnd is not null then
+    gate.WindowEnd := null;
+    gate.HolderID := null;
+    changed := true;
   end if;
 
   if starts is null then
-    delete from SourceShare x where x.SourceConfigID = source_id and x.RunnerID = runner_id;
+    -- The row stays for its number; with the runner it goes.
+    update SourceShare x
+      set Slots = 0, InFlight = 0, Waiting = 0, Since = now_, FrontSince = null, StartSince = null, Seen = now_,
+          Question = share_source.question
+      where x.SourceConfigID = source_id and x.RunnerID = runner_id;
     if changed then
-      update SourceGate g set WindowEnd = gate.WindowEnd, HolderID = null where g.SourceConfigID = source_id;
+      update SourceGate g set WindowEnd = gate.WindowEnd, HolderID = gate.HolderID where g.SourceConfigID = source_id;
     end if;
     if exists (select from SourceShare x where x.SourceConfigID = source_id and (x.Waiting > 0 or x.StartSince is not null)) then
-      perform pg_notify('rosterd_source', source_id::text);
+      perform pg_notify('rosterd_source', source_id || ' freed');
     end if;
     perform set_config('synchronous_commit', 'off', true);
     Verdict := 'ok';
@@ -265,8 +296,9 @@ begin
     -- Whoever has more than his part gives it up when he hears of it.
     tell := granted < fair;
   end if;
-  -- What is in flight beyond its part counts until it ends, but makes no room for the next.
-  Slots := least(granted, fair);
+  -- What is in flight beyond its part counts until it ends, but makes no room for the next, nor does what is in flight
+  -- elsewhere beyond a Concurrency that was lowered.
+  Slots := least(granted, fair, greatest(0, free));
   if need = 0 or not others_wait or delay > 0 then
     mine.Since := null;
     mine.FrontSince := null;
@@ -279,33 +311,54 @@ begin
       where g.SourceConfigID = source_id;
   end if;
   tell := tell and coalesce(mine.ToldDate < now_ - interval '100 milliseconds', true);
-  if mine.RunnerID is null or mine.Slots <> granted or changed
-     or (held > 0 and mine.Seen < now_ - interval '200 milliseconds')
-     or ((mine.InFlight, mine.Waiting) is distinct from (in_flight, waiting)
-         and (mine.Seen < now_ - interval '400 milliseconds' or (mine.Waiting > 0) <> (waiting > 0)))
-     or mine.StartSince is not null or tell then
-    durable := durable or granted > coalesce(mine.Slots, 0);
-    -- Fewer slots than before, and others wait for them.
-    if granted < mine.Slots and exists (
-        select from SourceShare x where x.SourceConfigID = source_id and x.RunnerID <> runner_id and x.Waiting > 0) then
-      perform pg_notify('rosterd_source', source_id::text);
-    elsif tell then
-      perform pg_notify('rosterd_source', source_id::text);
-      mine.ToldDate := now_;
-    end if;
-    insert into SourceShare as x
-      (SourceConfigID, RunnerID, Slots, InFlight, Waiting, Since, FrontSince, StartSince, Seen, ToldDate)
-      values (source_id, runner_id, granted, in_flight, waiting, coalesce(mine.Since, now_), mine.FrontSince,
-        mine.StartSince, now_, mine.ToldDate)
-      on conflict (SourceConfigID, RunnerID) do update
-      set Slots = excluded.Slots, InFlight = excluded.InFlight, Waiting = excluded.Waiting, Since = excluded.Since,
-          FrontSince = excluded.FrontSince, StartSince = excluded.StartSince, Seen = excluded.Seen, ToldDate = excluded.ToldDate;
-    if not durable then
-      -- Nothing was given out, so nothing is lost with it if the server crashes.
-      perform set_config('synchronous_commit', 'off', true);
-    end if;
+  durable := durable or granted > coalesce(mine.Slots, 0);
+  -- Fewer slots than before, and others wait for them.
+  if granted < mine.Slots and exists (
+      select from SourceShare x where x.SourceConfigID = source_id and x.RunnerID <> runner_id and x.Waiting > 0) then
+    perform pg_notify('rosterd_source', source_id || ' freed');
+  elsif tell then
+    perform pg_notify('rosterd_source', source_id || ' wanted');
+    mine.ToldDate := now_;
+  end if;
+  insert into SourceShare as x
+    (SourceConfigID, RunnerID, Slots, InFlight, Waiting, Since, FrontSince, StartSince, Seen, ToldDate, Question)
+    values (source_id, runner_id, granted, in_flight, waiting, coalesce(mine.Since, now_), mine.FrontSince,
+      mine.StartSince, now_, mine.ToldDate, question)
+    on conflict (SourceConfigID, RunnerID) do update
+    set Slots = excluded.Slots, InFlight = excluded.InFlight, Waiting = excluded.Waiting, Since = excluded.Since,
+        FrontSince = excluded.FrontSince, StartSince = excluded.StartSince, Seen = excluded.Seen, ToldDate = excluded.ToldDate,
+        Question = excluded.Question;
+  if not durable then
+    -- Nothing was given out, so nothing is lost with it if the server crashes.
+    perform set_config('synchronous_commit', 'off', true);
   end if;
   Verdict := case when config.Active then 'ok' else 'inactive' end;
 end $f$;
-comment on function vm.share_source(uuid, uuid, int, int, int, int, int, double precision, boolean, double precision, boolean) is
+comment on function vm.share_source(uuid, uuid, bigint, int, int, int, int, int, double precision, boolean, double precision, boolean) is
   'Asks for a share of a source; called by the daemon a few times a second while it calls that source';
+
+-- A source refused a call: no runner starts another one for so many seconds. With halve, a second refusal within a
+-- minute halves the rate. Refusals that arrive while all wait already count once. The lock is that of share_source, which
+-- would write back the Throttle it read before. A pause that was asked for by a clock that was put back since counts no more.
+create or replace function vm.push_back_source(source_id uuid, seconds double precision, halve boolean) returns void
+  language sql volatile
+  set search_path = vm, pg_catalog
+as $f$
+  select pg_advisory_xact_lock(hashtextextended(source_id::text, 20261122));
+  insert into SourceGate as g (SourceConfigID, PausedDate, PausedUntil, ThrottledDate)
+  select s.ID, clock_timestamp(), clock_timestamp() + seconds * interval '1 second',
+    case when halve then clock_timestamp() end
+  from SourceConfig s where s.ID = source_id
+  on conflict (SourceConfigID) do update
+  set PausedDate = least(g.PausedDate, excluded.PausedDate),
+      PausedUntil = case when g.PausedDate <= excluded.PausedDate then greatest(g.PausedUntil, excluded.PausedUntil)
+        else excluded.PausedUntil end,
+      Throttle = case
+        when halve and coalesce(g.PausedUntil < excluded.PausedDate, true)
+          and g.ThrottledDate > excluded.PausedDate - interval '1 minute' then greatest(g.Throttle / 2, 1.0 / 64)
+        else g.Throttle end,
+      ThrottledDate = case
+        when halve and coalesce(g.PausedUntil < excluded.PausedDate, true) then excluded.PausedDate
+        else g.ThrottledDate end;
+  select pg_notify('rosterd_source', source_id::text);
+$f$;

@@ -11,12 +11,15 @@ use uuid::Uuid;
 
 /// Before the same question is asked again, when another runner asks at this very moment.
 const BUSY_WAIT: Duration = Duration::from_millis(2);
+/// It grows to this while that happens again and again.
+const BUSY_WAIT_MAX: Duration = Duration::from_millis(32);
 /// After a question that failed.
 const TROUBLE_WAIT: Duration = Duration::from_millis(500);
 
 /// Ends when nobody has called this source for a while and the database was told so.
 pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() -> Uuid + Send) {
     let mut wait = Duration::ZERO;
+    let mut busy_wait = BUSY_WAIT;
     loop {
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -34,6 +37,9 @@ pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() 
         let sent = boottime();
         let answer = ask(&database, lane.source, runner, &question).await;
         let now = boottime();
+        if !matches!(answer, Err(Asked::Busy)) {
+            busy_wait = BUSY_WAIT;
+        }
         wait = match answer {
             Ok(_) | Err(Asked::Refused(_)) if leaving => {
                 if lane.leave(now) {
@@ -46,8 +52,9 @@ pub(super) async fn keep(lane: Arc<Lane>, database: Database, runner: impl Fn() 
                 Duration::ZERO
             }
             Err(Asked::Busy) => {
-                lane.busy();
-                tokio::time::sleep(BUSY_WAIT.mul_f64(1.0 + 2.0 * fastrand::f64())).await;
+                lane.busy(&question);
+                tokio::time::sleep(busy_wait.mul_f64(1.0 + 2.0 * fastrand::f64())).await;
+                busy_wait = (busy_wait * 2).min(BUSY_WAIT_MAX);
                 Duration::ZERO
             }
             Err(Asked::Refused(refusal)) => {
@@ -78,9 +85,10 @@ async fn ask(database: &Database, source: Uuid, runner: Uuid, question: &Questio
         r#"select Verdict as "verdict!", Slots as slots, Concurrency as concurrency, DelaySeconds as delay,
              PausedSeconds as paused, WindowIn as window_in, WindowUntil as window_until, AskIn as ask_in,
              Contended as contended, SourceName as name
-           from vm.share_source($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"#,
+           from vm.share_source($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)"#,
         source,
         runner,
+        question.number,
         int(question.in_flight),
         int(question.waiting),
         int(question.need),
@@ -106,7 +114,8 @@ async fn ask(database: &Database, source: Uuid, runner: Uuid, question: &Questio
             ask_in: row.ask_in.map(|wait| seconds(Some(wait))),
             contended: row.contended == Some(true),
         }),
-        "busy" => Err(Asked::Busy),
+        // `late` cannot come: a question is asked when the one before was answered or its connection is closed.
+        "busy" | "late" => Err(Asked::Busy),
         "inactive" => Err(Asked::Refused(Refusal::Inactive(row.name.unwrap_or_default()))),
         "runner_gone" => Err(Asked::Refused(Refusal::RunnerGone)),
         _ => Err(Asked::Refused(Refusal::Unknown)),

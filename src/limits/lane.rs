@@ -3,13 +3,13 @@
 //!
 //! | a call is | from | to | who writes it |
 //! |---|---|---|---|
-//! | waiting | `Lane::wait` | admitted, or gone | its caller, in the order of priority |
-//! | ready, where there is a Delay | `admit` | `may_start`, or `step_back` | its permit, which connects meanwhile |
-//! | starting | `begin_starting` | `end_starting` | its permit, which writes one at a time |
-//! | in flight | `admit` without a Delay, `may_start` with one | `free_slot` | its permit; at most `Terms::slots` at once |
+//! | waiting | `Lane::wait` | ready, or gone | its caller, in the order of priority |
+//! | ready | `admit`, or `take_back` from in flight | in flight, or `step_back` | its permit, which connects meanwhile |
+//! | starting, too | `begin_starting` | `end_starting` | its permit, which writes one at a time where there is a Delay |
+//! | in flight | `may_start`, right before its first byte | `free_slot`, or `take_back` if no byte went out | its permit; at most `Terms::slots` at once |
 //!
-//! With a Delay a call takes its slot at the moment it starts and not before, because between its windows a runner
-//! starts nothing: slots it held for calls that only wait would be missing to the runner whose window it is.
+//! A call takes its slot at the moment it starts and not before: what only connects or waits for its turn must not count
+//! when Concurrency is lowered, nor be missing to the runner whose window it is.
 //!
 //! Terms come with each answer of `vm.share_source` and are good for a second after the question was sent: who edits
 //! or pauses a source waits no longer than that, whatever became of the connection. A window to start calls in is
@@ -55,7 +55,12 @@ pub(super) struct State {
     /// Calls that may be in flight while a question is not answered yet. Its answer may leave no more slots than that,
     /// and the rest may be another runner's already.
     pub(super) promised: Option<u32>,
+    /// Of the newest question.
+    pub(super) number: i64,
+    /// Somebody said that there may be more, or less, than at the last question.
+    pub(super) hinted: bool,
     pub(super) terms: Option<Terms>,
+    pub(super) pause: Option<Pause>,
     pub(super) refused: Option<Refusal>,
     pub(super) window: Option<Window>,
     pub(super) last_start: Option<Duration>,
@@ -79,12 +84,29 @@ pub(super) enum Refusal {
     Trouble(Duration, Arc<sqlx::Error>),
 }
 
+/// A pause the source asked this process for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pause {
+    pub(super) until: Duration,
+    /// When the database knew of it. Answers to later questions count in its place.
+    pub(super) told: Option<Duration>,
+}
+
+/// What was heard of a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SourceNews {
+    /// It was edited or paused, or something was missed.
+    Changed,
+    /// Another runner waits for a share of it.
+    Wanted,
+    /// Another runner gave something back.
+    Freed,
+}
+
 /// Whether a caller can go on.
 #[derive(Debug)]
 pub(super) enum Admission {
-    /// It has a slot.
-    Slot,
-    /// It gets its slot when it starts, which it may make ready for.
+    /// It may connect, and ask for its start.
     Ready,
     /// Not yet: when something changes.
     Later,
@@ -147,12 +169,13 @@ impl Lane {
             Some(refusal) => return Admission::Refused(refusal.clone()),
         }
         if let Some(terms) = state.usable(runner, now) {
-            if terms.delay.is_zero() {
-                if state.take_slot() {
-                    state.last_use = now;
-                    return Admission::Slot;
-                }
-            } else if state.ready < terms.concurrency.min(MOST_READY) {
+            // Without a Delay whoever is ready starts at once.
+            let room = if terms.delay.is_zero() {
+                state.most_in_flight().saturating_sub(state.in_flight)
+            } else {
+                terms.concurrency.min(MOST_READY)
+            };
+            if state.ready < room {
                 state.ready += 1;
                 state.last_use = now;
                 return Admission::Ready;
@@ -168,6 +191,20 @@ impl Lane {
     pub(super) fn step_back(&self) {
         self.state().ready -= 1;
         self.changed.send_replace(());
+    }
+
+    /// A call that had started, as it seemed, but of which no byte went out, is ready again.
+    pub(super) fn take_back(&self) {
+        let mut state = self.state();
+        state.in_flight -= 1;
+        state.ready += 1;
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// Why nothing is granted at all, if that is so.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        self.state().refused.clone()
     }
 
     /// A call has ended, and took so long from its start.
@@ -204,21 +241,17 @@ impl Lane {
     }
 
     /// When the caller that is first may start its call.
-    pub(super) fn next_start(&self, runner: Uuid, has_slot: bool, now: Duration) -> NextStart {
-        self.state().next_start(runner, has_slot, now)
+    pub(super) fn next_start(&self, runner: Uuid, now: Duration) -> NextStart {
+        self.state().next_start(runner, now)
     }
 
     /// The last word, right before the first byte is written. `earliest` is what [`Lane::next_start`] said. A call that
-    /// may start has a slot from here on.
-    pub(super) fn may_start(
-        &self,
-        runner: Uuid,
-        has_slot: bool,
-        earliest: Option<Duration>,
-        now: Duration,
-    ) -> bool {
+    /// may start is in flight from here on.
+    pub(super) fn may_start(&self, runner: Uuid, earliest: Option<Duration>, now: Duration) -> bool {
         let mut state = self.state();
-        if state.usable(runner, now).is_none() || !has_slot && !state.has_slot_free() {
+        let Some(terms) = state.usable(runner, now) else { return false };
+        // A Delay came or went meanwhile.
+        if terms.delay.is_zero() != earliest.is_none() || state.in_flight >= state.most_in_flight() {
             return false;
         }
         if let Some(earliest) = earliest {
@@ -232,10 +265,8 @@ impl Lane {
             state.last_start = Some(now);
             state.writing += 1;
         }
-        if !has_slot {
-            state.take_slot();
-            state.ready -= 1;
-        }
+        state.in_flight += 1;
+        state.ready -= 1;
         true
     }
 
@@ -257,19 +288,36 @@ impl Lane {
 
     /// No call starts before this time, whatever the database has been told of it.
     pub(super) fn pause(&self, until: Duration) {
-        if let Some(terms) = &mut self.state().terms {
-            terms.paused_until = terms.paused_until.max(until);
+        let mut state = self.state();
+        let until = state.pause.map_or(until, |pause| pause.until.max(until));
+        state.pause = Some(Pause { until, told: None });
+    }
+
+    /// The database knows of the pause until this time, and may be told by an operator that it is over.
+    pub(super) fn pause_is_known(&self, until: Duration, now: Duration) {
+        if let Some(pause) = &mut self.state().pause
+            && pause.until <= until
+        {
+            pause.told = Some(now);
         }
     }
 
-    /// A hint: something about this source has changed.
-    pub(super) fn hint(&self) {
+    /// Something about this source has changed.
+    pub(super) fn hint(&self, news: SourceNews) {
         {
             let mut state = self.state();
-            if !state.kept {
+            let concerned = match news {
+                SourceNews::Changed => {
+                    state.asked = None;
+                    true
+                }
+                SourceNews::Wanted => state.in_flight > 0 || state.terms.is_some_and(|terms| terms.slots > 0),
+                SourceNews::Freed => state.waiting > 0 || state.ready > 0,
+            };
+            if !state.kept || !concerned {
                 return;
             }
-            state.asked = None;
+            state.hinted = true;
         }
         self.ask.notify_one();
     }
@@ -299,10 +347,11 @@ impl Lane {
     }
 
     /// The other runner that asked at the same moment will have its answer in a few milliseconds.
-    pub(super) fn busy(&self) {
+    pub(super) fn busy(&self, question: &Question) {
         let mut state = self.state();
         state.asked = None;
-        state.promised = None;
+        // The answer to an earlier one may still be missing.
+        state.promised = question.promised_before;
         drop(state);
         self.changed.send_replace(());
     }
@@ -318,7 +367,8 @@ impl Lane {
         let idle = state.is_idle(now);
         if idle {
             let (last_start, call_takes) = (state.last_start, state.call_takes);
-            *state = State { last_start, call_takes, ..State::default() };
+            let (number, pause) = (state.number, state.pause);
+            *state = State { last_start, call_takes, number, pause, ..State::default() };
         }
         idle
     }
@@ -327,8 +377,12 @@ impl Lane {
 impl State {
     /// The terms, while they hold for this runner and no pause was asked for.
     pub(super) fn usable(&self, runner: Uuid, now: Duration) -> Option<Terms> {
-        self.terms
-            .filter(|terms| terms.runner == runner && now < terms.fresh_until && now >= terms.paused_until)
+        self.terms.filter(|terms| {
+            terms.runner == runner
+                && now < terms.fresh_until
+                && now >= terms.paused_until
+                && self.pause.is_none_or(|pause| now >= pause.until)
+        })
     }
 
     pub(super) fn is_idle(&self, now: Duration) -> bool {
@@ -339,27 +393,20 @@ impl State {
             && now >= self.last_use + IDLE
     }
 
-    fn has_slot_free(&self) -> bool {
-        let most = self.terms.map_or(0, |terms| terms.slots).min(self.promised.unwrap_or(u32::MAX));
-        self.in_flight < most
+    fn most_in_flight(&self) -> u32 {
+        self.terms.map_or(0, |terms| terms.slots).min(self.promised.unwrap_or(u32::MAX))
     }
 
-    fn take_slot(&mut self) -> bool {
-        let free = self.has_slot_free();
-        self.in_flight += u32::from(free);
-        free
-    }
-
-    /// By the Delay alone. A little is added to it (1 %, at most a millisecond), because the source may be slower to
+    /// By the Delay alone. A little is added to it (half a percent, at most a millisecond), because the source may be slower to
     /// notice one call than the next.
     pub(super) fn earliest(&self) -> Option<Duration> {
         let delay = self.terms?.delay;
-        Some(self.last_start? + delay + (delay / 100).min(Duration::from_millis(1)))
+        Some(self.last_start? + delay + (delay / 200).min(Duration::from_millis(1)))
     }
 
-    fn next_start(&self, runner: Uuid, has_slot: bool, now: Duration) -> NextStart {
+    fn next_start(&self, runner: Uuid, now: Duration) -> NextStart {
         let Some(terms) = self.usable(runner, now) else { return NextStart::Later };
-        if !has_slot && !self.has_slot_free() {
+        if self.in_flight >= self.most_in_flight() {
             return NextStart::Later;
         }
         if terms.delay.is_zero() {
@@ -395,21 +442,62 @@ mod tests {
     };
 
     #[test]
-    fn while_a_question_is_under_way_no_slot_is_taken_beyond_what_it_said() {
+    fn while_a_question_is_under_way_no_call_starts_beyond_what_it_said() {
         let lane = Lane::new(Uuid::nil());
-        let takes = || matches!(lane.admit(RUNNER, NOW), Admission::Slot);
+        let starts =
+            || matches!(lane.admit(RUNNER, NOW), Admission::Ready) && lane.may_start(RUNNER, None, NOW);
         lane.wait(NOW);
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
-        assert!(takes() && takes());
+        assert!(starts() && starts());
         // The answer may leave no more than two, and the others may be another runner's already.
         let question = lane.question(RUNNER, NOW);
         assert_eq!(question.keeps, 2);
-        assert!(!takes());
+        assert!(!starts());
         lane.free_slot(Duration::ZERO);
-        assert!(takes() && !takes());
+        assert!(starts() && !starts());
+        // That another runner asks at the same moment takes nothing back of an answer that was lost.
+        let again = lane.question(RUNNER, NOW);
+        lane.busy(&again);
+        assert!(!starts());
         lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
-        assert!(takes());
+        assert!(starts());
+    }
+
+    #[test]
+    fn calls_that_were_ready_when_concurrency_was_lowered_wait_for_the_slots_that_are_left() {
+        let lane = Lane::new(Uuid::nil());
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
+        for _ in 0..3 {
+            assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
+        }
+        let question = lane.question(RUNNER, NOW);
+        let share = Share { slots: 1, concurrency: 1, ..SHARE };
+        lane.answer(RUNNER, &question, &share, NOW, NOW);
+        assert!(lane.may_start(RUNNER, None, NOW));
+        assert_eq!(lane.next_start(RUNNER, NOW), NextStart::Later);
+        assert!(!lane.may_start(RUNNER, None, NOW));
+        // One that no byte went out of holds up nobody.
+        lane.take_back();
+        assert_eq!(lane.next_start(RUNNER, NOW), NextStart::AtOnce);
+    }
+
+    #[test]
+    fn a_pause_the_source_asked_for_outlives_answers_that_do_not_know_of_it() {
+        let lane = Lane::new(Uuid::nil());
+        let (ms, until) = (Duration::from_millis, NOW + Duration::from_millis(300));
+        lane.wait(NOW);
+        let question = lane.question(RUNNER, NOW);
+        lane.pause(until);
+        lane.answer(RUNNER, &question, &SHARE, NOW, NOW + ms(1));
+        assert!(matches!(lane.admit(RUNNER, NOW + ms(2)), Admission::Later));
+        lane.pause_is_known(until, NOW + ms(3));
+        // An operator has ended it since.
+        let question = lane.question(RUNNER, NOW + ms(4));
+        lane.answer(RUNNER, &question, &SHARE, NOW + ms(4), NOW + ms(5));
+        assert!(matches!(lane.admit(RUNNER, NOW + ms(6)), Admission::Ready));
     }
 
     #[test]
@@ -424,13 +512,13 @@ mod tests {
         for _ in 0..3 {
             assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
         }
-        let NextStart::At(at) = lane.next_start(RUNNER, false, NOW) else { panic!("it may start") };
-        assert!(lane.may_start(RUNNER, false, Some(at), at));
+        let NextStart::At(at) = lane.next_start(RUNNER, NOW) else { panic!("it may start") };
+        assert!(lane.may_start(RUNNER, Some(at), at));
         lane.wrote(true, Some(at));
         // The only slot is in flight.
         let later = at + ms(20);
-        assert_eq!(lane.next_start(RUNNER, false, later), NextStart::Later);
-        assert!(!lane.may_start(RUNNER, false, Some(at), later));
+        assert_eq!(lane.next_start(RUNNER, later), NextStart::Later);
+        assert!(!lane.may_start(RUNNER, Some(at), later));
         let question = lane.question(RUNNER, later);
         assert_eq!((question.in_flight, question.keeps, question.waiting), (1, 1, 3));
         // Its window is over: what it holds beyond its calls in flight goes back.
@@ -450,7 +538,7 @@ mod tests {
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &share, NOW, NOW);
         assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
-        assert!(lane.may_start(RUNNER, false, Some(NOW), NOW));
+        assert!(lane.may_start(RUNNER, Some(NOW), NOW));
         // Its thread has to wait for a processor before it writes.
         assert!(!lane.question(RUNNER, late).released);
         lane.wrote(true, Some(late));

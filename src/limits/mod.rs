@@ -21,6 +21,7 @@ mod line;
 mod permit;
 mod share;
 
+pub(crate) use lane::SourceNews;
 pub use permit::CallPermit;
 pub(crate) use permit::{Missed, Start};
 
@@ -189,10 +190,9 @@ impl SourceLimiter {
         let waiting = Waiting::begin(&self.inner, &lane);
         let mut turn = lane.slots.enter(priority).await;
         let mut changes = lane.changes();
-        let has_slot = loop {
+        loop {
             match lane.admit(self.runner, boottime()) {
-                Admission::Slot => break true,
-                Admission::Ready => break false,
+                Admission::Ready => break,
                 Admission::Later => {}
                 Admission::Refused(refusal) => refusal.into_error(source, boottime())?,
             }
@@ -203,15 +203,9 @@ impl SourceLimiter {
                 _ = changes.changed() => {}
                 () = lane.slots.overtaken() => turn = lane.slots.let_others_go_first(turn).await,
             }
-        };
+        }
         drop((waiting, turn));
-        Ok(CallPermit::new(
-            lane,
-            has_slot,
-            self.runner,
-            priority,
-            self.run.as_ref().map(|run| run.gate.clone()),
-        ))
+        Ok(CallPermit::new(lane, self.runner, priority, self.run.as_ref().map(|run| run.gate.clone())))
     }
 
     /// A run that is over waits for nothing.
@@ -226,7 +220,9 @@ impl SourceLimiter {
     /// call because there were too many (429); a second time within a minute halves the rate for all.
     pub async fn pause(&self, source: Uuid, length: Duration, halve: bool) -> Result<(), sqlx::Error> {
         let length = length.min(LONGEST_PAUSE);
-        self.inner.lane(source).pause(boottime() + length);
+        let lane = self.inner.lane(source);
+        let until = boottime() + length;
+        lane.pause(until);
         let database = self.inner.database.clone();
         let told = self.inner.runtime.spawn(async move {
             sqlx::query!("select vm.push_back_source($1, $2, $3)", source, length.as_secs_f64(), halve)
@@ -234,17 +230,17 @@ impl SourceLimiter {
                 .await
         });
         match told.await {
-            Ok(done) => done.map(drop),
+            Ok(done) => done.map(|_| lane.pause_is_known(until, boottime())),
             Err(_) => Err(sqlx::Error::WorkerCrashed),
         }
     }
 
     /// Something about this source has changed in the database: whoever calls it asks at once.
-    pub(crate) fn hint(&self, source: Option<Uuid>) {
+    pub(crate) fn hint(&self, source: Option<(Uuid, SourceNews)>) {
         let lanes = self.inner.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         match source {
-            Some(source) => lanes.get(&source).into_iter().for_each(|lane| lane.hint()),
-            None => lanes.values().for_each(|lane| lane.hint()),
+            Some((source, news)) => lanes.get(&source).into_iter().for_each(|lane| lane.hint(news)),
+            None => lanes.values().for_each(|lane| lane.hint(SourceNews::Changed)),
         }
     }
 }

@@ -31,7 +31,7 @@ pub struct CallPermit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Ready,
-    Slot,
+    InFlight,
     Left,
 }
 
@@ -56,14 +56,9 @@ pub(crate) struct Start {
 pub(crate) struct Missed;
 
 impl CallPermit {
-    pub(super) fn new(
-        lane: Arc<Lane>,
-        has_slot: bool,
-        runner: Uuid,
-        priority: i32,
-        gate: Option<EffectGate>,
-    ) -> Self {
-        let place = Arc::new(Mutex::new(if has_slot { Place::Slot } else { Place::Ready }));
+    /// Of a call that the lane let be ready.
+    pub(super) fn new(lane: Arc<Lane>, runner: Uuid, priority: i32, gate: Option<EffectGate>) -> Self {
+        let place = Arc::new(Mutex::new(Place::Ready));
         Self { lane, place, runner, priority, gate, doubt: None, began: Mutex::new(boottime()) }
     }
 
@@ -85,6 +80,14 @@ impl CallPermit {
 
     /// Waits until the call may start, and for whether its run may still act. Be ready to write when asking.
     pub(crate) async fn start(&self) -> Result<Start, LimitError> {
+        {
+            // What was written of it before did not reach the source.
+            let mut place = locked(&self.place);
+            if *place == Place::InFlight {
+                *place = Place::Ready;
+                self.lane.take_back();
+            }
+        }
         let starting = Starting::begin(&self.lane);
         let mut changes = self.lane.changes();
         let mut turn = None;
@@ -92,8 +95,7 @@ impl CallPermit {
             if let Some(gate) = &self.gate {
                 gate.pass().await?;
             }
-            let has_slot = *locked(&self.place) == Place::Slot;
-            let at = match self.lane.next_start(self.runner, has_slot, boottime()) {
+            let at = match self.lane.next_start(self.runner, boottime()) {
                 NextStart::AtOnce => None,
                 NextStart::At(_) if turn.is_none() => {
                     turn = Some(self.lane.starts.enter(self.priority).await);
@@ -110,6 +112,9 @@ impl CallPermit {
                     Some(at)
                 }
                 NextStart::Later => {
+                    if let Some(refusal) = self.lane.refusal() {
+                        refusal.into_error(self.lane.source, boottime())?;
+                    }
                     self.lane.ask.notify_one();
                     // The lane is ours, so its sender cannot be gone.
                     let _ = changes.changed().await;
@@ -173,12 +178,15 @@ impl Start {
             self.lane.wrote(true, None);
         }
         let mut place = locked(&self.place);
-        let has_slot = *place == Place::Slot;
-        let may = open && *place != Place::Left;
-        if !may || !self.lane.may_start(self.runner, has_slot, self.at, boottime()) {
+        if *place == Place::InFlight {
+            *place = Place::Ready;
+            self.lane.take_back();
+        }
+        let may = open && *place == Place::Ready;
+        if !may || !self.lane.may_start(self.runner, self.at, boottime()) {
             return Err(Missed);
         }
-        *place = Place::Slot;
+        *place = Place::InFlight;
         self.counted.store(self.at.is_some(), Ordering::Release);
         Ok(())
     }

@@ -19,7 +19,7 @@ const BUSY: Duration = Duration::from_millis(250);
 /// Whoever starts calls one after the other needs so long from the end of one to the start of the next.
 const NOBODY_STARTS: Duration = Duration::from_millis(5);
 /// How late the first start of a window may be, at least.
-const SLACK: Duration = Duration::from_millis(5);
+const SLACK: Duration = Duration::from_millis(3);
 
 /// The last question.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,8 @@ pub(super) struct Window {
 /// What to ask the database.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Question {
+    /// Greater than those before, so that the database tells one that comes late.
+    pub(super) number: i64,
     pub(super) in_flight: u32,
     /// Calls that wait for a slot.
     pub(super) waiting: u32,
@@ -70,6 +72,8 @@ pub(super) struct Question {
     pub(super) released: bool,
     pub(super) last_start_age: Option<Duration>,
     pub(super) answered: bool,
+    /// What was promised by an earlier one whose answer is still missing.
+    pub(super) promised_before: Option<u32>,
 }
 
 /// What it answered. Times count from its own clock's now.
@@ -126,8 +130,11 @@ impl State {
             // The database is about to be told that nobody uses them.
             self.terms = None;
         }
-        self.promised = Some(keeps);
+        let promised_before = self.promised.replace(keeps);
+        self.number += 1;
+        self.hinted = false;
         Question {
+            number: self.number,
             in_flight: self.in_flight,
             waiting: self.waiting + self.ready,
             need,
@@ -137,6 +144,7 @@ impl State {
             released: self.window.is_none(),
             last_start_age: self.last_start.map(|at| now.saturating_sub(at)),
             answered: std::mem::take(&mut self.answered),
+            promised_before,
         }
     }
 
@@ -150,6 +158,9 @@ impl State {
     ) {
         self.refused = None;
         self.promised = None;
+        if self.pause.is_some_and(|pause| pause.told.is_some_and(|told| told <= sent)) {
+            self.pause = None;
+        }
         match (share.window, &mut self.window) {
             (Some((Some(from), until)), _) => {
                 let pace = self.pace;
@@ -218,7 +229,7 @@ impl State {
             };
         };
         let calm = asked.at + PAUSE_BETWEEN_QUESTIONS;
-        let mut at = asked.at + RENEW;
+        let mut at = if self.hinted { calm } else { asked.at + RENEW };
         let closes_at = self.window.map(|window| window.closes_at(self.earliest()));
         let open = closes_at.is_some_and(|closes_at| closes_at >= now);
         // Whose turn it is not can use no slot but those in flight.

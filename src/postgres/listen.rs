@@ -5,6 +5,7 @@
 //! seconds whether it is there, because a half-open socket looks just like nothing to hear.
 
 use super::connect::{Backoff, Limits, Speaker, with_settings, within};
+use crate::limits::SourceNews;
 use sqlx::Executor;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use std::sync::Arc;
@@ -31,7 +32,7 @@ pub struct Hints {
     /// The schedule loop.
     pub schedule: Arc<Notify>,
     /// Whoever deals out calls to sources: the one that changed, or all of them.
-    pub source: broadcast::Sender<Option<Uuid>>,
+    pub(crate) source: broadcast::Sender<Option<(Uuid, SourceNews)>>,
 }
 
 impl Default for Hints {
@@ -54,7 +55,7 @@ impl Hints {
         self.source(None);
     }
 
-    fn source(&self, source: Option<Uuid>) {
+    fn source(&self, source: Option<(Uuid, SourceNews)>) {
         // Nobody listens before the engine has started.
         let _ = self.source.send(source);
     }
@@ -128,7 +129,7 @@ impl Life {
             match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
                 Ok(Ok(Some(hint))) if hint.channel() == CANCEL => self.hints.cancel.notify_one(),
                 Ok(Ok(Some(hint))) if hint.channel() == SOURCE => {
-                    self.hints.source(hint.payload().parse().ok());
+                    self.hints.source(news_of_source(hint.payload()));
                 }
                 Ok(Ok(Some(hint))) => {
                     self.hints.wake.notify_one();
@@ -159,4 +160,15 @@ impl Life {
         listener.listen_all([WAKE, CANCEL, SOURCE]).await?;
         Ok(listener)
     }
+}
+
+/// The ID of a source, and behind it what happened. Nothing that is known: all sources are looked at.
+fn news_of_source(payload: &str) -> Option<(Uuid, SourceNews)> {
+    let (id, news) = match payload.split_once(' ') {
+        None => (payload, SourceNews::Changed),
+        Some((id, "wanted")) => (id, SourceNews::Wanted),
+        Some((id, "freed")) => (id, SourceNews::Freed),
+        Some(_) => return None,
+    };
+    Some((id.parse().ok()?, news))
 }

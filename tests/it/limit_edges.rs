@@ -127,31 +127,32 @@ fn a_run_whose_source_becomes_inactive_gets_no_further_call_and_ends_as_an_error
 }
 
 #[test]
-fn a_run_of_a_source_with_a_delay_waits_while_the_source_is_inactive_and_goes_on_or_is_cancelled() {
+fn where_there_is_a_delay_too_runs_whose_calls_are_in_flight_ready_or_wait_end_when_the_source_is_inactive() {
     let mut db = TestDb::new();
     let api = StampingApi::start().unwrap();
     let (source, config) = source(&mut db, &api, 1000, 4);
     let _daemon = Daemon::start_with(&db, &[LOOPBACK]);
-    // One call is in flight and the others are ready.
-    let id = call(&mut db, &config, "/waits?millis=400", 3);
-    wait_calls(&api, "waits", 1);
-    let cancelled = call(&mut db, &config, "/cancelled", 1);
-    // Counted as waiting are those that are ready too.
-    db.wait_for("select max(Waiting) from SourceShare", "3", SOON);
+    // One call is in flight, four are ready, and the last one waits behind them. (With those that are ready, the row
+    // counts them as waiting.)
+    let first = call(&mut db, &config, "/first?millis=1500", 3);
+    wait_calls(&api, "first", 1);
+    let second = call(&mut db, &config, "/second", 2);
+    db.wait_for("select max(Waiting) from SourceShare", "4", SOON);
+    let third = call(&mut db, &config, "/third", 1);
+    db.wait_for("select max(Waiting) from SourceShare", "5", SOON);
     set_active(&mut db, &source, false);
-    let (before, acts) = (api.calls(), now() + Duration::from_secs(1));
-    // Two starts would be due.
-    db.wait_for(
-        &format!("select extract(epoch from clock_timestamp()) > {}", acts.as_secs_f64() + 1.2),
-        "t",
-        SOON,
-    );
-    assert_eq!((api.calls(), db.status(&id)), (before, "2".to_owned()));
-    db.exec(&format!("update JobHistory set StatusID = -1 where ID = '{cancelled}'"));
-    db.wait_status(&cancelled, 5);
+    let acts = now() + Duration::from_secs(1);
+    for id in [&first, &second, &third] {
+        db.wait_status(id, 4);
+        let said = db.column(id, "Error");
+        assert!(said.contains("it is inactive (SourceConfig.Active)"), "{said}");
+    }
+    let pending = call(&mut db, &config, "/pending", 1);
     set_active(&mut db, &source, true);
-    db.wait_status(&id, 3);
-    assert_eq!(api.arrivals("waits").len(), 3);
+    db.wait_status(&pending, 3);
+    for name in ["first", "second", "third"] {
+        assert!(api.arrivals(name).iter().all(|arrival| arrival.at < acts), "{name}");
+    }
 }
 
 // ---- runners ----
@@ -282,11 +283,14 @@ async fn callers_that_go_away_at_any_moment_of_a_delay_leave_no_share_behind() {
     }
     tasks.join_all().await;
     generic_jobs::until("all shares came back", async || {
-        sqlx::query_scalar("select not exists (select from vm.SourceShare where SourceConfigID = $1)")
-            .bind(source.id)
-            .fetch_one(&pool)
-            .await
-            .unwrap()
+        sqlx::query_scalar(
+            "select not exists (select from vm.SourceShare where SourceConfigID = $1
+               and (Slots > 0 or InFlight > 0 or Waiting > 0 or StartSince is not null))",
+        )
+        .bind(source.id)
+        .fetch_one(&pool)
+        .await
+        .unwrap()
     })
     .await;
     let arrivals = api.arrivals("gone");
@@ -396,7 +400,7 @@ fn refused_once(db: &mut TestDb) -> (String, String) {
 /// It gets a window, which is written down beside the rate.
 fn share(source: &str, runner: &str) -> String {
     format!(
-        "select Verdict from vm.share_source('{source}', '{runner}', 0, 1, 1, 0, 1, 0.005, true, null, true)"
+        "select Verdict from vm.share_source('{source}', '{runner}', 1, 0, 1, 1, 0, 1, 0.005, true, null, true)"
     )
 }
 
