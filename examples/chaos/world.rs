@@ -189,7 +189,7 @@ impl World {
                (select 'Runner ' || count(*) from Runner having count(*) <> {}),
                (select 'Claim ' || count(*) from Claim where Open <> 0 having count(*) > 0),
                (select 'CancelRequest ' || count(*) from CancelRequest having count(*) > 0),
-               (select 'SourceShare ' || count(*) from SourceShare having count(*) > 0))",
+               (select 'SourceShare ' || count(*) from SourceShare where Slots > 0 or Waiting > 0 having count(*) > 0))",
             self.daemons.len()
         );
         let mut drained = None;

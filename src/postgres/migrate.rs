@@ -70,22 +70,23 @@ impl SchemaError {
     pub fn is_outage(&self) -> bool {
         match self {
             Self::Standby => true,
-            Self::Database(DatabaseError::Sql(error)) if lacks_resources(error) => true,
+            Self::Database(DatabaseError::Sql(error)) if is_in_trouble(error) => true,
             Self::Database(error) => error.is_outage(),
             // A migration that changes several tables may deadlock with the daemons at work, and be the one that loses.
             Self::Migration(MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _)) => {
-                connect::is_outage(e) || lost_to_others(e) || lacks_resources(e)
+                connect::is_outage(e) || lost_to_others(e) || is_in_trouble(e)
             }
             _ => false,
         }
     }
 }
 
-/// Disk full, out of memory, too many connections: a server in trouble, which passes. One that recovered from a crash
-/// cannot even let anybody in while its disk is full.
-fn lacks_resources(error: &sqlx::Error) -> bool {
+/// A server in trouble, which passes: disk full, out of memory, too many connections (53), or its files cannot be read or
+/// written (58). One that recovered from a crash cannot even let anybody in while its disk is full, and calls that an
+/// internal error (XX: `could not write init file`).
+fn is_in_trouble(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
-    code.is_some_and(|code| code.starts_with("53"))
+    code.is_some_and(|code| ["53", "58", "XX"].iter().any(|class| code.starts_with(class)))
 }
 
 /// Deadlock, serialization failure, lock timeout: nothing is wrong with the statement, others were in its way.
