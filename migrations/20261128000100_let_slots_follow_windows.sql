@@ -64,7 +64,10 @@ declare
   soon constant double precision := 0.03;
   longest_alone constant double precision := 0.2;
   longest_in_turn constant double precision := 0.5;
-  farthest constant double precision := 0.7;
+  -- Behind an end farther ahead stands a clock that was put back: longest_in_turn and slack, or the second of a new Delay.
+  farthest constant double precision := 1.1;
+  -- A runner that starts one call at a time may take longer to come to its window. What it does not need it gives back.
+  single constant double precision := 0.015;
   turn constant interval := '250 milliseconds';
   config record;
   gate SourceGate;
@@ -225,8 +228,8 @@ begin
         end if;
         mine.StartSince := null;
         WindowUntil := extract(epoch from gate.WindowEnd - now_);
-      elsif free <= 0 then
-        -- Whoever gives a slot back has it told.
+      elsif free <= case when Contended then in_flight else 0 end then
+        -- No window without a slot for it. Whoever gives a slot back has it told.
         AskIn := 0.15;
       elsif others_wait then
         AskIn := greatest(0.02, extract(epoch from gate.WindowEnd + spacing - now_) - soon + 0.01);
@@ -234,7 +237,8 @@ begin
         AskIn := extract(epoch from begin_ - now_) - soon;
       else
         gate.Fallback := gate.WindowEnd;
-        gate.WindowEnd := begin_ + (n - 1) * spacing + slack * interval '1 second';
+        gate.WindowEnd := begin_ + (n - 1) * spacing
+          + (slack + case when starts = 1 then single else 0 end) * interval '1 second';
         gate.HolderID := runner_id;
         mine.StartSince := null;
         has_window := true;

@@ -366,9 +366,8 @@ impl Lane {
         let mut state = self.state();
         let idle = state.is_idle(now);
         if idle {
-            let (last_start, call_takes) = (state.last_start, state.call_takes);
-            let (number, pause) = (state.number, state.pause);
-            *state = State { last_start, call_takes, number, pause, ..State::default() };
+            let State { number, pause, last_start, call_takes, .. } = std::mem::take(&mut *state);
+            *state = State { number, pause, last_start, call_takes, ..State::default() };
         }
         idle
     }

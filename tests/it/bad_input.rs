@@ -335,7 +335,11 @@ fn a_delay_or_concurrency_that_is_no_integer_in_range_is_refused() {
             "insert into SourceConfig (Source, OrganizationID, AuthInfo) select 'JIRA', ID, '{auth}' from Organization"
         )
     };
-    let mut cases = Vec::new();
+    let edited = |field: &str, value: &str| {
+        format!("update SourceConfig set AuthInfo = jsonb_set(AuthInfo, '{{{field}}}', '{value}')")
+    };
+    db.exec(&with("{}"));
+    let (mut cases, mut edits) = (Vec::new(), Vec::new());
     for delay in [
         "\"5\"",
         "1.5",
@@ -349,6 +353,7 @@ fn a_delay_or_concurrency_that_is_no_integer_in_range_is_refused() {
         "3600000000001",
         "1e300",
     ] {
+        edits.push((edited("Delay", delay), "sourceconfig_delay_is_0_to_3600000000000_nanoseconds"));
         cases.push((
             with(&format!(r#"{{"Delay": {delay}}}"#)),
             "SourceConfig JIRA: Delay in AuthInfo is ",
@@ -356,6 +361,7 @@ fn a_delay_or_concurrency_that_is_no_integer_in_range_is_refused() {
         ));
     }
     for concurrency in ["\"5\"", "1.5", "-1", "0", "null", "true", "1025", "9223372036854775808"] {
+        edits.push((edited("Concurrency", concurrency), "sourceconfig_concurrency_is_1_to_1024"));
         cases.push((
             with(&format!(r#"{{"Concurrency": {concurrency}}}"#)),
             "SourceConfig JIRA: Concurrency in AuthInfo is ",
@@ -365,6 +371,11 @@ fn a_delay_or_concurrency_that_is_no_integer_in_range_is_refused() {
     cases.push((with("[]"), "AuthInfo must be a JSON object", "Example: "));
     cases.push((with("null"), "AuthInfo must be a JSON object", "Example: "));
     refused(&mut db, "SourceConfig", &cases);
+    edits.push(("update SourceConfig set AuthInfo = '[]'".to_owned(), "sourceconfig_authinfo_is_an_object"));
+    for (sql, constraint) in &edits {
+        assert_eq!(db.broken_constraint(sql), *constraint, "{sql}");
+    }
+    assert_eq!(db.text("select AuthInfo from SourceConfig"), "{}");
     for fine in [
         "{}",
         r#"{"Delay": 0, "Concurrency": 1}"#,

@@ -5,10 +5,15 @@ use crate::support::stamping_api::{Arrival, StampingApi};
 use crate::support::{Daemon, QUICK_LEASE, SOON, TestDb};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-const LOOPBACK: (&str, &str) = ("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8");
+pub(super) const LOOPBACK: (&str, &str) = ("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8");
 
 /// A source of this API and a configuration of `HttpJob` for it; returns both IDs.
-fn source(db: &mut TestDb, api: &StampingApi, delay_ms: u32, concurrency: u32) -> (String, String) {
+pub(super) fn source(
+    db: &mut TestDb,
+    api: &StampingApi,
+    delay_ms: u32,
+    concurrency: u32,
+) -> (String, String) {
     // The job's row in Job is made by the first daemon; here it must be there before.
     let config = db.config("HttpJob", "MaxInstances", "0");
     let source = db.text(&format!(
@@ -22,11 +27,11 @@ fn source(db: &mut TestDb, api: &StampingApi, delay_ms: u32, concurrency: u32) -
     (source, config)
 }
 
-fn call(db: &mut TestDb, config: &str, path: &str, repeat: u32) -> String {
+pub(super) fn call(db: &mut TestDb, config: &str, path: &str, repeat: u32) -> String {
     db.insert(config, &format!(r#"{{"path": "{path}", "repeat": {repeat}}}"#))
 }
 
-fn wait_calls(api: &StampingApi, name: &str, count: usize) {
+pub(super) fn wait_calls(api: &StampingApi, name: &str, count: usize) {
     let until = Instant::now() + SOON;
     while api.arrivals(name).len() < count {
         assert!(Instant::now() < until, "{} of {count} calls came", api.arrivals(name).len());
@@ -34,15 +39,15 @@ fn wait_calls(api: &StampingApi, name: &str, count: usize) {
     }
 }
 
-fn least_gap(arrivals: &[Arrival]) -> Duration {
+pub(super) fn least_gap(arrivals: &[Arrival]) -> Duration {
     arrivals.windows(2).map(|pair| pair[1].at.saturating_sub(pair[0].at)).min().expect("two calls")
 }
 
-fn most_in_flight(arrivals: &[Arrival]) -> usize {
+pub(super) fn most_in_flight(arrivals: &[Arrival]) -> usize {
     arrivals.iter().map(|arrival| arrival.in_flight).max().unwrap_or(0)
 }
 
-fn now() -> Duration {
+pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
 }
 
@@ -89,7 +94,17 @@ fn a_frozen_runner_sends_no_call_once_its_turn_is_another_runners() {
     assert_eq!(most_in_flight(&arrivals), 1);
 }
 
-/// "How can I make API calls less frequently?" The two statements are those of docs/sql.md.
+/// "How can I make API calls less frequently?": the two statements of docs/sql.md.
+pub(super) fn statements_of_the_docs() -> Vec<&'static str> {
+    let docs = include_str!("../../docs/sql.md");
+    let (_, answer) = docs.split_once("How can I make API calls less frequently?").expect("the question");
+    let (_, block) = answer.split_once("```sql\n").expect("the statements");
+    let statements = block.split_once("```").expect("their end").0;
+    let statements: Vec<&str> = statements.split_inclusive(";\n").map(str::trim).collect();
+    assert_eq!(statements.len(), 2, "{statements:?}");
+    statements
+}
+
 #[test]
 fn the_two_statements_of_the_docs_slow_a_running_job_down_within_a_second() {
     let mut db = TestDb::new();
@@ -99,13 +114,7 @@ fn the_two_statements_of_the_docs_slow_a_running_job_down_within_a_second() {
     let id = call(&mut db, &config, "/slower?millis=20", 100_000);
     wait_calls(&api, "slower", 50);
     assert!(most_in_flight(&api.arrivals("slower")) > 1);
-    let docs = include_str!("../../docs/sql.md");
-    let (_, answer) = docs.split_once("How can I make API calls less frequently?").expect("the question");
-    let (_, block) = answer.split_once("```sql\n").expect("the statements");
-    let statements = block.split_once("```").expect("their end").0;
-    let statements: Vec<&str> = statements.split_inclusive(";\n").map(str::trim).collect();
-    assert_eq!(statements.len(), 2, "{statements:?}");
-    for statement in statements {
+    for statement in statements_of_the_docs() {
         db.exec(statement);
     }
     let acts = now() + Duration::from_secs(1);

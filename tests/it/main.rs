@@ -24,6 +24,7 @@ mod failures_page;
 mod faq;
 mod generic_jobs;
 mod guard;
+mod limit_edges;
 mod limits;
 mod load;
 mod locked_tables;

@@ -112,6 +112,17 @@ impl TestDb {
         }
     }
 
+    /// The name of the constraint that the database says no with.
+    pub fn broken_constraint(&mut self, sql: &str) -> String {
+        match self.rows(sql) {
+            Ok(rows) => panic!("{sql} was accepted: {rows:?}"),
+            Err(error) => {
+                let said = error.as_database_error().unwrap_or_else(|| panic!("{sql}: {error}"));
+                said.constraint().unwrap_or_default().to_owned()
+            }
+        }
+    }
+
     /// Waits until the first value of `sql` is `wanted`. Panics with what it last was.
     pub fn wait_for(&mut self, sql: &str, wanted: &str, limit: Duration) {
         let began = Instant::now();

@@ -3,12 +3,13 @@
 
 use nix::cmsg_space;
 use nix::sys::socket::sockopt::ReceiveTimestampns;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt};
+use nix::sys::socket::{Backlog, ControlMessageOwned, MsgFlags, listen, recvmsg, setsockopt};
 use nix::sys::time::TimeSpec;
 use std::collections::HashMap;
 use std::io::{self, IoSliceMut, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,6 +28,7 @@ pub struct Arrival {
 pub struct StampingApi {
     pub address: SocketAddr,
     patience: Option<Duration>,
+    accepted: Arc<AtomicUsize>,
     seen: Arc<Mutex<HashMap<String, Seen>>>,
 }
 
@@ -45,13 +47,31 @@ impl StampingApi {
 
     /// The same; a connection on which nothing was said for `patience` is closed.
     pub fn start_with(patience: Option<Duration>) -> io::Result<Self> {
+        Self::serve_on(TcpListener::bind("127.0.0.1:0")?, patience, Duration::ZERO)
+    }
+
+    /// The same; it takes one connection in each `pause`, and lets nearly nobody stand in line for that: who finds the
+    /// line full goes on connecting, and is let in a second later, or three, or seven.
+    pub fn start_slow(pause: Duration) -> io::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
+        listen(&listener, Backlog::new(1)?)?;
+        Self::serve_on(listener, None, pause)
+    }
+
+    fn serve_on(listener: TcpListener, patience: Option<Duration>, pause: Duration) -> io::Result<Self> {
         // Connections inherit it. Asked for on each of them it would come after the first call may have arrived.
         setsockopt(&listener, ReceiveTimestampns, &true)?;
-        let api = Self { address: listener.local_addr()?, patience, seen: Arc::default() };
+        let api = Self {
+            address: listener.local_addr()?,
+            patience,
+            accepted: Arc::default(),
+            seen: Arc::default(),
+        };
         let serving = api.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                std::thread::sleep(pause);
+                serving.accepted.fetch_add(1, Ordering::Relaxed);
                 let api = serving.clone();
                 let serve = move || drop(api.serve(stream));
                 std::thread::Builder::new().stack_size(128 * 1024).spawn(serve).expect("a thread");
@@ -71,6 +91,11 @@ impl StampingApi {
     /// Calls of this source that are not over.
     pub fn in_flight(&self, name: &str) -> usize {
         self.seen.lock().unwrap().get(name).map_or(0, |seen| seen.in_flight)
+    }
+
+    /// Connections taken so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Calls of all sources.
