@@ -117,6 +117,21 @@ fn every_cancelled_row_is_written_down_with_its_children_and_none_that_was_left_
 }
 
 #[test]
+fn a_running_row_is_written_down_when_it_is_cancelled_whatever_the_statement_sets_and_not_when_it_ends() {
+    let mut db = TestDb::new();
+    let config = db.config("SleepJob", "", "");
+    let _daemon = Daemon::start(&db);
+    let id = db.insert(&config, "{}");
+    db.wait_status(&id, 2);
+    db.exec(&format!(
+        "update JobHistory set StatusID = -1 where ID = '{id}' returning set_config('rosterd.actor', 'runner', true)"
+    ));
+    db.wait_status(&id, 5);
+    let told = "select RowID, Before, After from AuditLog where Action = 'CANCEL'";
+    assert_eq!(db.rows(told).unwrap(), [[id.as_str(), r#"{"statusid": 2}"#, r#"{"statusid": -1}"#]]);
+}
+
+#[test]
 fn the_audit_only_grows_for_everybody() {
     let mut db = TestDb::new();
     db.config("NoopJob", "", "");

@@ -254,7 +254,7 @@ fn a_hundred_thousand_parked_rows_slow_no_other_configuration_and_go_in_one_canc
     println!(
         "100,001 rows were cancelled in {took:.1} s of a processor, the slowest beat of 0.2 s meanwhile took {slowest:.1?}"
     );
-    assert!(took < 20.0, "{took} s");
+    assert!(took < 10.0, "{took} s");
     assert!(slowest < Duration::from_millis(1200), "{slowest:?}");
     db.wait_count(&parked, 5, 100_001);
     let next = db.insert(&other, "{}");

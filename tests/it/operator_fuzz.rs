@@ -447,7 +447,7 @@ const SABOTAGES: [(&str, &str, &str); 10] = [
     ("guard_job_history", "if new is distinct from old then", "if false then"),
     ("guard_job_history", "case when old.StartedDate is null", "case when true"),
     ("guard_job_history", "'{priority,payload,", "'{priority,stopreason,payload,"),
-    ("cancel_children", "StatusID in (1, 2)", "StatusID = 1"),
+    ("follow_cancel", "StatusID in (1, 2)", "StatusID = 1"),
     ("fill_job_history", "if parent_status in (-1, 5) then", "if parent_status = 5 then"),
     ("fill_job_history", "new.Crashes := 0;", ""),
     ("apply_job_config", "case when Error is null then 3 else 4 end", "3"),

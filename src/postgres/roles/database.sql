@@ -54,8 +54,8 @@ begin
     execute format('revoke all on function %s from public, rosterd_runner, rosterd_operator, rosterd_viewer', o.signature);
     if o.is_trigger then
       -- Nobody may hang a trigger of ours on a table of their own. These write where their callers may not, and
-      -- cancel_children and check_job_config_source must see the rows of every organization.
-      if o.proname in ('guard_job_history', 'cancel_children', 'send_wake_hint', 'apply_job_config',
+      -- follow_cancel and check_job_config_source must see the rows of every organization.
+      if o.proname in ('guard_job_history', 'follow_cancel', 'send_wake_hint', 'apply_job_config',
           'check_job_config_source', 'forget_effects') then
         execute format('alter function %s security definer', o.signature);
       end if;
