@@ -31,23 +31,20 @@ begin
     return null;
   end if;
 
-  -- As any trigger that is not ALWAYS, the audit says nothing of what replication does.
-  if current_setting('session_replication_role') <> 'replica' then
-    -- Old and new are brought together by grouping: the plan may have been made for one row and is kept for 100,000, and
-    -- a join might be a nested loop in it.
-    insert into AuditLog (Action, TableName, RowID, OrganizationID, Login, Application, ClientAddress, Before, After)
-      select 'CANCEL', 'JobHistory', e.ID, e.OrganizationID, session_user, current_setting('application_name'),
-        inet_client_addr(), case e.Before when 1 then jsonb '{"statusid": 1}' else '{"statusid": 2}' end,
-        case e.After when 5 then jsonb '{"statusid": 5}' else '{"statusid": -1}' end
+  -- Old and new are brought together by grouping: the plan may have been made for one row and is kept for 100,000, and
+  -- a join might be a nested loop in it.
+  insert into AuditLog (Action, TableName, RowID, OrganizationID, Login, Application, ClientAddress, Before, After)
+    select 'CANCEL', 'JobHistory', e.ID, e.OrganizationID, session_user, current_setting('application_name'),
+      inet_client_addr(), case e.Before when 1 then jsonb '{"statusid": 1}' else '{"statusid": 2}' end,
+      case e.After when 5 then jsonb '{"statusid": 5}' else '{"statusid": -1}' end
+    from (
+      select r.ID, r.OrganizationID, max(r.Before) as Before, max(r.After) as After
       from (
-        select r.ID, r.OrganizationID, max(r.Before) as Before, max(r.After) as After
-        from (
-          select w.ID, w.OrganizationID, w.StatusID as Before, null::int as After from was w where w.StatusID in (1, 2)
-          union all
-          select n.ID, n.OrganizationID, null, n.StatusID from is_now n where n.StatusID in (-1, 5)) r
-        group by r.ID, r.OrganizationID) e
-      where e.Before is not null and e.After is not null;
-  end if;
+        select w.ID, w.OrganizationID, w.StatusID as Before, null::int as After from was w where w.StatusID in (1, 2)
+        union all
+        select n.ID, n.OrganizationID, null, n.StatusID from is_now n where n.StatusID in (-1, 5)) r
+      group by r.ID, r.OrganizationID) e
+    where e.Before is not null and e.After is not null;
 
   -- Cancelling a parent cancels its live children, and theirs: the UPDATE comes back here. OFFSET 0 makes it a look-up
   -- in the index for each row, whatever the plan was made for. A row that goes from -1 to 5 is looked up too; its children

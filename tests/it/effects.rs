@@ -395,9 +395,9 @@ fn a_run_whose_call_was_ended_with_the_lease_begins_again_without_a_count_if_nob
     let api = StampingApi::start().unwrap();
     let config = db.config("HttpJob", "MaxAttempts", "1");
     db.exec(&format!(
-        r#"insert into SourceConfig (Source, OrganizationID, Address)
-           select 'HTTP', OrganizationID, 'http://{}' from JobConfig where ID = '{config}';
-           update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'"#,
+        "insert into SourceConfig (Source, OrganizationID, Address)
+         select 'HTTP', OrganizationID, 'http://{}' from JobConfig where ID = '{config}';
+         update JobConfig set DataInSourceConfigID = (select ID from SourceConfig) where ID = '{config}'",
         api.address,
     ));
     let proxy = Proxy::start(Upstream::Unix(server().socket_dir().join(".s.PGSQL.5432")));
