@@ -1,5 +1,5 @@
--- An INSERT of one row, and of 100,000, computed twice as long as it has to. The rules and their sentences are as
--- they were.
+-- An INSERT computes about a quarter less, whether of one row or of 100,000. The rules and their sentences are as they
+-- were. Most of what is left is the look-up of the configuration and its job, and the foreign key's look-up of the same.
 
 -- The SELECT in it was a query of its own, set up and taken down for each value, and planned for each statement. A single
 -- expression is put into the statement that asks for it. The bits are the same: 48 of milliseconds, the version, twelve
