@@ -530,7 +530,7 @@ mod tests {
     #[test]
     fn a_window_in_which_a_call_is_about_to_be_written_is_not_given_back() {
         let lane = Lane::new(Uuid::nil());
-        let (delay, late) = (Duration::from_millis(250), NOW + Duration::from_millis(90));
+        let (delay, then) = (Duration::from_millis(250), NOW + Duration::from_millis(90));
         let window = Some((Some(Duration::ZERO), Duration::from_millis(5)));
         let share = Share { delay, window, contended: true, ..SHARE };
         lane.wait(NOW);
@@ -539,9 +539,9 @@ mod tests {
         assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
         assert!(lane.may_start(RUNNER, Some(NOW), NOW));
         // Its thread has to wait for a processor before it writes.
-        assert!(!lane.question(RUNNER, late).released);
-        lane.wrote(true, Some(late));
-        let question = lane.question(RUNNER, late);
+        assert!(!lane.question(RUNNER, then).released);
+        lane.wrote(true, Some(then));
+        let question = lane.question(RUNNER, then);
         assert_eq!((question.released, question.last_start_age), (true, Some(Duration::ZERO)));
     }
 
