@@ -228,7 +228,7 @@ begin
         end if;
         mine.StartSince := null;
         WindowUntil := extract(epoch from gate.WindowEnd - now_);
-      elsif free <= case when Contended then in_flight else 0 end then
+      elsif free <= (case when Contended then in_flight else 0 end) then
         -- No window without a slot for it. Whoever gives a slot back has it told.
         AskIn := 0.15;
       elsif others_wait then
