@@ -266,6 +266,12 @@ fn a_statement_whose_answer_was_cut_is_neither_lost_nor_doubled() {
         proxy.cut_after(statement);
         let id = db.insert(config, "{}");
         db.wait_status(&id, 3);
+        // The row is settled when the server has committed, and the answer is cut a moment later.
+        let until = Instant::now() + SOON;
+        while proxy.cuts() <= nth {
+            assert!(Instant::now() < until, "{statement} was not cut");
+            std::thread::sleep(Duration::from_millis(2));
+        }
         assert_eq!((proxy.cuts(), db.column(&id, "Attempt")), (nth + 1, "1".to_owned()), "{statement}");
         assert_eq!(db.column(&id, "Crashes"), "0");
     }
