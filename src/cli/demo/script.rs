@@ -182,7 +182,7 @@ async fn connect(database: &Database, daemon: &mut Daemon<'_>) -> Result<PgConne
     loop {
         daemon.check()?;
         let there: bool =
-            sqlx::query_scalar("select to_regclass('vm.jobschedule') is not null").fetch_one(&mut db).await?;
+            sqlx::query_scalar("select to_regclass('vm.runner') is not null").fetch_one(&mut db).await?;
         if there {
             return Ok(db);
         }
