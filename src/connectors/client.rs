@@ -14,7 +14,7 @@ use super::transport::{Ready, Transport, TransportError};
 use crate::config::SourcesSection;
 use crate::config_rows::{Masker, SourceConfig};
 use crate::history::HistoryId;
-use crate::job::{EffectGate, lapsed};
+use crate::job::lapsed;
 use crate::limits::{CallPermit, LimitError, SourceLimiter};
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, USER_AGENT};
@@ -34,8 +34,6 @@ pub struct SourceClient {
     history: HistoryId,
     cancel: CancellationToken,
     retries: RetryPolicy,
-    /// Of the run it calls for.
-    gate: Option<EffectGate>,
 }
 
 struct Parts {
@@ -86,8 +84,8 @@ const OUR_NAME: HeaderValue = HeaderValue::from_static(concat!("rosterd/", env!(
 
 impl SourceClient {
     /// For a source, with the daemon's settings, on behalf of one row. Calls are tried again as the configuration
-    /// says (`sources.retries`); see [`SourceClient::retrying`]. A job has
-    /// [`JobContext::client`](crate::job::JobContext::client), which ends calls when the runner's lease lapses too.
+    /// says (`sources.retries`); see [`SourceClient::retrying`]. With the limiter of a run its calls end when the
+    /// runner's lease lapses, because others may make theirs in their place.
     pub fn new(
         source: &SourceConfig,
         settings: &SourcesSection,
@@ -129,13 +127,7 @@ impl SourceClient {
             request_timeout,
         };
         let retries = RetryPolicy::of(settings);
-        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries, gate: None })
-    }
-
-    /// The same client, whose calls end when the lease behind this gate lapses.
-    #[must_use]
-    pub(crate) fn behind(self, gate: EffectGate) -> Self {
-        Self { gate: Some(gate), ..self }
+        Ok(Self { parts: Arc::new(parts), limiter, history, cancel, retries })
     }
 
     /// The same client with another rule for trying again; [`RetryPolicy::NEVER`], for instance.
@@ -296,7 +288,7 @@ impl SourceClient {
 
     /// Completes when others will soon count the slots of this runner as free.
     async fn lapsed(&self) {
-        match &self.gate {
+        match self.limiter.gate() {
             Some(gate) => gate.lapsed().await,
             None => std::future::pending().await,
         }

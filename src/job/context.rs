@@ -96,8 +96,7 @@ impl JobContext {
     pub fn client(&self, source: &SourceConfig) -> Result<SourceClient, ClientError> {
         let parts = &self.parts;
         let (limiter, cancel) = (parts.limiter.clone(), parts.cancel.clone());
-        let client = SourceClient::new(source, &parts.settings.sources, limiter, parts.row.id, cancel)?;
-        Ok(client.behind(parts.gate.clone()))
+        SourceClient::new(source, &parts.settings.sources, limiter, parts.row.id, cancel)
     }
 
     /// Grants calls to sources, so that `Delay` and `Concurrency` hold across every job and runner.

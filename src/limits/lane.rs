@@ -270,15 +270,20 @@ impl Lane {
         true
     }
 
-    /// The first bytes of a call are written, or if `now` is none will not be. `counted` says that it had its last word
-    /// where there is a Delay.
-    pub(super) fn wrote(&self, counted: bool, now: Option<Duration>) {
+    /// The first bytes of a call are written. `counted` says that it had its last word where there is a Delay. Returns
+    /// how long after the end of its window that was, if it was.
+    pub(super) fn wrote(&self, counted: bool, now: Duration) -> Option<Duration> {
         let mut state = self.state();
         state.writing -= u32::from(counted);
-        if let Some(now) = now {
-            state.last_start = Some(now);
-            state.last_use = now;
-        }
+        state.last_start = Some(now);
+        state.last_use = now;
+        let ended = state.window.filter(|_| counted)?.until;
+        now.checked_sub(ended).filter(|late| !late.is_zero())
+    }
+
+    /// Of a call that had its last word where there is a Delay no byte is written.
+    pub(super) fn wrote_nothing(&self) {
+        self.state().writing -= 1;
     }
 
     /// The source answered a call, and did not refuse it.
@@ -513,7 +518,7 @@ mod tests {
         }
         let NextStart::At(at) = lane.next_start(RUNNER, NOW) else { panic!("it may start") };
         assert!(lane.may_start(RUNNER, Some(at), at));
-        lane.wrote(true, Some(at));
+        assert_eq!(lane.wrote(true, at), None);
         // The only slot is in flight.
         let later = at + ms(20);
         assert_eq!(lane.next_start(RUNNER, later), NextStart::Later);
@@ -540,7 +545,8 @@ mod tests {
         assert!(lane.may_start(RUNNER, Some(NOW), NOW));
         // Its thread has to wait for a processor before it writes.
         assert!(!lane.question(RUNNER, then).released);
-        lane.wrote(true, Some(then));
+        // By then the window it was given is over, and another runner's may have begun.
+        assert_eq!(lane.wrote(true, then), Some(Duration::from_millis(85)));
         let question = lane.question(RUNNER, then);
         assert_eq!((question.released, question.last_start_age), (true, Some(Duration::ZERO)));
     }

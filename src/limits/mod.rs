@@ -133,6 +133,11 @@ impl SourceLimiter {
         Self { inner: Arc::clone(&self.inner), runner: self.runner, run }
     }
 
+    /// Of the run it grants calls to.
+    pub(crate) fn gate(&self) -> Option<&EffectGate> {
+        self.run.as_ref().map(|run| &run.gate)
+    }
+
     /// `Runner.ID` its calls count for.
     pub fn runner(&self) -> Uuid {
         self.runner

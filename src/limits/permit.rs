@@ -80,14 +80,8 @@ impl CallPermit {
 
     /// Waits until the call may start, and for whether its run may still act. Be ready to write when asking.
     pub(crate) async fn start(&self) -> Result<Start, LimitError> {
-        {
-            // What was written of it before did not reach the source.
-            let mut place = locked(&self.place);
-            if *place == Place::InFlight {
-                *place = Place::Ready;
-                self.lane.take_back();
-            }
-        }
+        // What was written of it before did not reach the source.
+        take_back(&self.lane, &mut locked(&self.place));
         let starting = Starting::begin(&self.lane);
         let mut changes = self.lane.changes();
         let mut turn = None;
@@ -175,13 +169,10 @@ impl Start {
         let open = self.gate.as_ref().is_none_or(|gate| gate.is_open().unwrap_or(false));
         // A socket that took no byte asks again.
         if self.counted.swap(false, Ordering::AcqRel) {
-            self.lane.wrote(true, None);
+            self.lane.wrote_nothing();
         }
         let mut place = locked(&self.place);
-        if *place == Place::InFlight {
-            *place = Place::Ready;
-            self.lane.take_back();
-        }
+        take_back(&self.lane, &mut place);
         let may = open && *place == Place::Ready;
         if !may || !self.lane.may_start(self.runner, self.at, boottime()) {
             return Err(Missed);
@@ -193,15 +184,32 @@ impl Start {
 
     /// The first bytes were written.
     pub(crate) fn written(self) {
-        self.lane.wrote(self.counted.swap(false, Ordering::AcqRel), Some(boottime()));
+        let counted = self.counted.swap(false, Ordering::AcqRel);
+        if let Some(late) = self.lane.wrote(counted, boottime()) {
+            tracing::warn!(
+                source = %self.lane.source,
+                runner = %self.runner,
+                ?late,
+                "a call left after the end of its window, because this process stood still right before it wrote; the \
+                 next call of another runner may have come sooner than its Delay"
+            );
+        }
     }
 }
 
 impl Drop for Start {
     fn drop(&mut self) {
         if self.counted.load(Ordering::Acquire) {
-            self.lane.wrote(true, None);
+            self.lane.wrote_nothing();
         }
+    }
+}
+
+/// A call of which nothing reached the source is ready again.
+fn take_back(lane: &Lane, place: &mut Place) {
+    if *place == Place::InFlight {
+        *place = Place::Ready;
+        lane.take_back();
     }
 }
 

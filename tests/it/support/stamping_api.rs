@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
 
 /// One call.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +21,8 @@ pub struct Arrival {
     pub at: Duration,
     /// Calls of this source that were not answered yet, this one included.
     pub in_flight: usize,
+    /// The row it was made for, as the call says.
+    pub job: Option<Uuid>,
 }
 
 /// `GET /NAME?millis=20&status=429&retry-after=3` is answered after 20 ms as it says. NAME tells the sources apart. With
@@ -118,11 +121,16 @@ impl StampingApi {
             let name = path.trim_start_matches('/').to_owned();
             let asked: HashMap<&str, &str> =
                 query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+            let job = head
+                .lines()
+                .filter_map(|line| line.split_once(": "))
+                .find(|(name, _)| name.eq_ignore_ascii_case("x-rosterd-job"))
+                .and_then(|(_, job)| job.parse().ok());
             let answer = {
                 let mut all = self.seen.lock().unwrap();
                 let seen = all.entry(name.clone()).or_default();
                 seen.in_flight += 1;
-                seen.arrivals.push(Arrival { at, in_flight: seen.in_flight });
+                seen.arrivals.push(Arrival { at, in_flight: seen.in_flight, job });
                 seen.answer.clone()
             };
             let mut gone = false;
