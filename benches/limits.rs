@@ -514,13 +514,17 @@ impl Bench {
                         breaches.0 += 1;
                         worst = worst.max(delay - gap);
                         println!("  breach: {} gap {gap:.3} ms of {delay} ms, from {:?} to {:?}", rule.name, pair[0], pair[1]);
-                        rule.over_time.iter().for_each(|edit| println!("    {edit:?}"));
+                        for edit in &rule.over_time {
+                            println!("    {edit:?}");
+                        }
                     }
                 }
                 breaches.1 += arrivals.iter().filter(|a| a.in_flight > rule.at(a.at).1).count();
             }
             if breaches != (0, 0) {
-                late.iter().for_each(|line| println!("  {line}"));
+                for line in &late {
+                    println!("  {line}");
+                }
             }
             ensure!(breaches == (0, 0), "{breaches:?} calls broke Delay or Concurrency");
             Ok(vec![

@@ -18,6 +18,7 @@
 
 use super::line::Line;
 use super::share::{Asked, Question, Share, Terms, Window};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -49,6 +50,8 @@ pub(super) struct State {
     pub(super) waiting: u32,
     pub(super) ready: u32,
     pub(super) in_flight: u32,
+    /// How many of those that wait or are ready have which priority.
+    callers: BTreeMap<i32, u32>,
     pub(super) starting: u32,
     /// Calls that had their last word and have not written yet, where there is a Delay.
     pub(super) writing: u32,
@@ -145,9 +148,10 @@ impl Lane {
     }
 
     /// A caller begins to wait. Returns whether somebody must be made to ask the database.
-    pub(super) fn wait(&self, now: Duration) -> bool {
+    pub(super) fn wait(&self, priority: i32, now: Duration) -> bool {
         let mut state = self.state();
         state.waiting += 1;
+        state.join(priority);
         state.last_use = now;
         // Whether that still holds is asked for each new caller.
         if state.refused.as_ref().is_some_and(|refusal| !matches!(refusal, Refusal::Trouble(..))) {
@@ -157,12 +161,14 @@ impl Lane {
         !std::mem::replace(&mut state.kept, true)
     }
 
-    pub(super) fn wait_no_more(&self) {
-        self.state().waiting -= 1;
+    pub(super) fn wait_no_more(&self, priority: i32) {
+        let mut state = self.state();
+        state.waiting -= 1;
+        state.part(priority);
     }
 
     /// Lets the caller that is first in line go on.
-    pub(super) fn admit(&self, runner: Uuid, now: Duration) -> Admission {
+    pub(super) fn admit(&self, runner: Uuid, priority: i32, now: Duration) -> Admission {
         let mut state = self.state();
         match &state.refused {
             Some(Refusal::Trouble(..)) | None => {}
@@ -177,6 +183,7 @@ impl Lane {
             };
             if state.ready < room {
                 state.ready += 1;
+                state.join(priority);
                 state.last_use = now;
                 return Admission::Ready;
             }
@@ -188,16 +195,20 @@ impl Lane {
     }
 
     /// A call that was ready does not start.
-    pub(super) fn step_back(&self) {
-        self.state().ready -= 1;
+    pub(super) fn step_back(&self, priority: i32) {
+        let mut state = self.state();
+        state.ready -= 1;
+        state.part(priority);
+        drop(state);
         self.changed.send_replace(());
     }
 
     /// A call that had started, as it seemed, but of which no byte went out, is ready again.
-    pub(super) fn take_back(&self) {
+    pub(super) fn take_back(&self, priority: i32) {
         let mut state = self.state();
         state.in_flight -= 1;
         state.ready += 1;
+        state.join(priority);
         drop(state);
         self.changed.send_replace(());
     }
@@ -247,7 +258,13 @@ impl Lane {
 
     /// The last word, right before the first byte is written. `earliest` is what [`Lane::next_start`] said. A call that
     /// may start is in flight from here on.
-    pub(super) fn may_start(&self, runner: Uuid, earliest: Option<Duration>, now: Duration) -> bool {
+    pub(super) fn may_start(
+        &self,
+        runner: Uuid,
+        priority: i32,
+        earliest: Option<Duration>,
+        now: Duration,
+    ) -> bool {
         let mut state = self.state();
         let Some(terms) = state.usable(runner, now) else { return false };
         // A Delay came or went meanwhile.
@@ -267,6 +284,7 @@ impl Lane {
         }
         state.in_flight += 1;
         state.ready -= 1;
+        state.part(priority);
         true
     }
 
@@ -397,6 +415,24 @@ impl State {
             && now >= self.last_use + IDLE
     }
 
+    fn join(&mut self, priority: i32) {
+        *self.callers.entry(priority).or_default() += 1;
+    }
+
+    fn part(&mut self, priority: i32) {
+        if let Some(callers) = self.callers.get_mut(&priority) {
+            *callers -= 1;
+            if *callers == 0 {
+                self.callers.remove(&priority);
+            }
+        }
+    }
+
+    /// The lowest priority number of those that wait or are ready, and how many have it.
+    pub(super) fn most_urgent(&self) -> Option<(i32, u32)> {
+        self.callers.first_key_value().map(|(priority, callers)| (*priority, *callers))
+    }
+
     fn most_in_flight(&self) -> u32 {
         self.terms.map_or(0, |terms| terms.slots).min(self.promised.unwrap_or(u32::MAX))
     }
@@ -449,8 +485,8 @@ mod tests {
     fn while_a_question_is_under_way_no_call_starts_beyond_what_it_said() {
         let lane = Lane::new(Uuid::nil());
         let starts =
-            || matches!(lane.admit(RUNNER, NOW), Admission::Ready) && lane.may_start(RUNNER, None, NOW);
-        lane.wait(NOW);
+            || matches!(lane.admit(RUNNER, 5, NOW), Admission::Ready) && lane.may_start(RUNNER, 5, None, NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
         assert!(starts() && starts());
@@ -471,20 +507,20 @@ mod tests {
     #[test]
     fn calls_that_were_ready_when_concurrency_was_lowered_wait_for_the_slots_that_are_left() {
         let lane = Lane::new(Uuid::nil());
-        lane.wait(NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &SHARE, NOW, NOW);
         for _ in 0..3 {
-            assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
+            assert!(matches!(lane.admit(RUNNER, 5, NOW), Admission::Ready));
         }
         let question = lane.question(RUNNER, NOW);
         let share = Share { slots: 1, concurrency: 1, ..SHARE };
         lane.answer(RUNNER, &question, &share, NOW, NOW);
-        assert!(lane.may_start(RUNNER, None, NOW));
+        assert!(lane.may_start(RUNNER, 5, None, NOW));
         assert_eq!(lane.next_start(RUNNER, NOW), NextStart::Later);
-        assert!(!lane.may_start(RUNNER, None, NOW));
+        assert!(!lane.may_start(RUNNER, 5, None, NOW));
         // One that no byte went out of holds up nobody.
-        lane.take_back();
+        lane.take_back(5);
         assert_eq!(lane.next_start(RUNNER, NOW), NextStart::AtOnce);
     }
 
@@ -492,37 +528,37 @@ mod tests {
     fn a_pause_the_source_asked_for_outlives_answers_that_do_not_know_of_it() {
         let lane = Lane::new(Uuid::nil());
         let (ms, until) = (Duration::from_millis, NOW + Duration::from_millis(300));
-        lane.wait(NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         lane.pause(until);
         lane.answer(RUNNER, &question, &SHARE, NOW, NOW + ms(1));
-        assert!(matches!(lane.admit(RUNNER, NOW + ms(2)), Admission::Later));
+        assert!(matches!(lane.admit(RUNNER, 5, NOW + ms(2)), Admission::Later));
         lane.pause_is_known(until, NOW + ms(3));
         // An operator has ended it since.
         let question = lane.question(RUNNER, NOW + ms(4));
         lane.answer(RUNNER, &question, &SHARE, NOW + ms(4), NOW + ms(5));
-        assert!(matches!(lane.admit(RUNNER, NOW + ms(6)), Admission::Ready));
+        assert!(matches!(lane.admit(RUNNER, 5, NOW + ms(6)), Admission::Ready));
     }
 
     #[test]
     fn with_a_delay_calls_that_only_wait_hold_no_slot_and_none_starts_without_one() {
         let lane = Lane::new(Uuid::nil());
         let ms = Duration::from_millis;
-        lane.wait(NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         let window = Some((Some(Duration::ZERO), ms(400)));
         let share = Share { slots: 1, delay: ms(10), window, contended: true, ..SHARE };
         lane.answer(RUNNER, &question, &share, NOW, NOW);
         for _ in 0..3 {
-            assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
+            assert!(matches!(lane.admit(RUNNER, 5, NOW), Admission::Ready));
         }
         let NextStart::At(at) = lane.next_start(RUNNER, NOW) else { panic!("it may start") };
-        assert!(lane.may_start(RUNNER, Some(at), at));
+        assert!(lane.may_start(RUNNER, 5, Some(at), at));
         assert_eq!(lane.wrote(true, at), None);
         // The only slot is in flight.
         let later = at + ms(20);
         assert_eq!(lane.next_start(RUNNER, later), NextStart::Later);
-        assert!(!lane.may_start(RUNNER, Some(at), later));
+        assert!(!lane.may_start(RUNNER, 5, Some(at), later));
         let question = lane.question(RUNNER, later);
         assert_eq!((question.in_flight, question.keeps, question.waiting), (1, 1, 3));
         // Its window is over: what it holds beyond its calls in flight goes back.
@@ -538,11 +574,11 @@ mod tests {
         let (delay, then) = (Duration::from_millis(250), NOW + Duration::from_millis(90));
         let window = Some((Some(Duration::ZERO), Duration::from_millis(5)));
         let share = Share { delay, window, contended: true, ..SHARE };
-        lane.wait(NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &share, NOW, NOW);
-        assert!(matches!(lane.admit(RUNNER, NOW), Admission::Ready));
-        assert!(lane.may_start(RUNNER, Some(NOW), NOW));
+        assert!(matches!(lane.admit(RUNNER, 5, NOW), Admission::Ready));
+        assert!(lane.may_start(RUNNER, 5, Some(NOW), NOW));
         // Its thread has to wait for a processor before it writes.
         assert!(!lane.question(RUNNER, then).released);
         // By then the window it was given is over, and another runner's may have begun.
@@ -556,7 +592,7 @@ mod tests {
         let lane = Lane::new(Uuid::nil());
         let window = Some((Some(Duration::ZERO), Duration::from_millis(200)));
         let share = Share { delay: Duration::from_millis(10), window, ..SHARE };
-        lane.wait(NOW);
+        lane.wait(5, NOW);
         let question = lane.question(RUNNER, NOW);
         lane.answer(RUNNER, &question, &share, NOW, NOW);
         assert_eq!(lane.question(RUNNER, NOW).keeps, 10);

@@ -192,11 +192,11 @@ impl SourceLimiter {
     async fn admit(&self, source: Uuid) -> Result<CallPermit, LimitError> {
         let lane = self.inner.lane(source);
         let priority = self.run.as_ref().map_or(NO_RUN, |run| run.priority);
-        let waiting = Waiting::begin(&self.inner, &lane);
+        let waiting = Waiting::begin(&self.inner, &lane, priority);
         let mut turn = lane.slots.enter(priority).await;
         let mut changes = lane.changes();
         loop {
-            match lane.admit(self.runner, boottime()) {
+            match lane.admit(self.runner, priority, boottime()) {
                 Admission::Ready => break,
                 Admission::Later => {}
                 Admission::Refused(refusal) => refusal.into_error(source, boottime())?,
@@ -275,22 +275,23 @@ impl Refusal {
 /// A caller that waits, until dropped.
 struct Waiting {
     lane: Arc<Lane>,
+    priority: i32,
 }
 
 impl Waiting {
-    fn begin(inner: &Arc<Inner>, lane: &Arc<Lane>) -> Self {
-        if lane.wait(boottime()) {
+    fn begin(inner: &Arc<Inner>, lane: &Arc<Lane>, priority: i32) -> Self {
+        if lane.wait(priority, boottime()) {
             let names = Arc::clone(inner);
             let runner = move || *names.runner.lock().unwrap_or_else(PoisonError::into_inner);
             inner.runtime.spawn(keeper::keep(Arc::clone(lane), inner.database.clone(), runner));
         }
         lane.ask.notify_one();
-        Self { lane: Arc::clone(lane) }
+        Self { lane: Arc::clone(lane), priority }
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.lane.wait_no_more();
+        self.lane.wait_no_more(self.priority);
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Start {
     lane: Arc<Lane>,
     place: Arc<Mutex<Place>>,
     runner: Uuid,
+    priority: i32,
     gate: Option<EffectGate>,
     /// Where there is a Delay.
     at: Option<Duration>,
@@ -81,7 +82,7 @@ impl CallPermit {
     /// Waits until the call may start, and for whether its run may still act. Be ready to write when asking.
     pub(crate) async fn start(&self) -> Result<Start, LimitError> {
         // What was written of it before did not reach the source.
-        take_back(&self.lane, &mut locked(&self.place));
+        take_back(&self.lane, &mut locked(&self.place), self.priority);
         let starting = Starting::begin(&self.lane);
         let mut changes = self.lane.changes();
         let mut turn = None;
@@ -120,6 +121,7 @@ impl CallPermit {
                 lane: Arc::clone(&self.lane),
                 place: Arc::clone(&self.place),
                 runner: self.runner,
+                priority: self.priority,
                 gate: self.gate.clone(),
                 at,
                 counted: AtomicBool::new(false),
@@ -134,7 +136,7 @@ impl Drop for CallPermit {
     fn drop(&mut self) {
         let lane = Arc::clone(&self.lane);
         if std::mem::replace(&mut *locked(&self.place), Place::Left) == Place::Ready {
-            lane.step_back();
+            lane.step_back(self.priority);
             return;
         }
         let began = *locked(&self.began);
@@ -172,9 +174,9 @@ impl Start {
             self.lane.wrote_nothing();
         }
         let mut place = locked(&self.place);
-        take_back(&self.lane, &mut place);
+        take_back(&self.lane, &mut place, self.priority);
         let may = open && *place == Place::Ready;
-        if !may || !self.lane.may_start(self.runner, self.at, boottime()) {
+        if !may || !self.lane.may_start(self.runner, self.priority, self.at, boottime()) {
             return Err(Missed);
         }
         *place = Place::InFlight;
@@ -206,10 +208,10 @@ impl Drop for Start {
 }
 
 /// A call of which nothing reached the source is ready again.
-fn take_back(lane: &Lane, place: &mut Place) {
+fn take_back(lane: &Lane, place: &mut Place, priority: i32) {
     if *place == Place::InFlight {
         *place = Place::Ready;
-        lane.take_back();
+        lane.take_back(priority);
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) struct Asked {
     at: Duration,
     /// As in the question.
     need: u32,
+    urgency: Option<i32>,
     /// When to ask for a window again; before, there is none.
     window_at: Option<Duration>,
     round_trip: Duration,
@@ -62,6 +63,8 @@ pub(super) struct Question {
     pub(super) in_flight: u32,
     /// Calls that wait for a slot.
     pub(super) waiting: u32,
+    /// The lowest priority number of those, and how many have it.
+    pub(super) most_urgent: Option<(i32, u32)>,
     /// Slots that would be used, in flight included.
     pub(super) need: u32,
     /// Slots that are used whatever the answer is.
@@ -96,10 +99,16 @@ impl Window {
     }
 }
 
+impl Question {
+    fn urgency(&self) -> Option<i32> {
+        self.most_urgent.map(|(priority, _)| priority)
+    }
+}
+
 impl Asked {
     /// After a refusal, or with no answer at all.
     pub(super) fn in_vain(at: Duration) -> Self {
-        Self { at, need: u32::MAX, window_at: None, round_trip: Duration::ZERO }
+        Self { at, need: u32::MAX, urgency: None, window_at: None, round_trip: Duration::ZERO }
     }
 }
 
@@ -137,6 +146,7 @@ impl State {
             number: self.number,
             in_flight: self.in_flight,
             waiting: self.waiting + self.ready,
+            most_urgent: self.most_urgent(),
             need,
             keeps,
             starts: (!idle).then_some(wanted),
@@ -181,6 +191,7 @@ impl State {
         self.asked = Some(Asked {
             at: sent,
             need: question.need,
+            urgency: question.urgency(),
             window_at: share.ask_in.map(|wait| now + wait),
             round_trip: now.saturating_sub(sent),
         });
@@ -229,7 +240,10 @@ impl State {
             };
         };
         let calm = asked.at + PAUSE_BETWEEN_QUESTIONS;
-        let mut at = if self.hinted { calm } else { asked.at + RENEW };
+        // Others let a more urgent call go first when they know of it.
+        let is_more_urgent =
+            self.most_urgent().is_some_and(|(priority, _)| asked.urgency.is_none_or(|u| priority < u));
+        let mut at = if self.hinted || terms.contended && is_more_urgent { calm } else { asked.at + RENEW };
         let closes_at = self.window.map(|window| window.closes_at(self.earliest()));
         let open = closes_at.is_some_and(|closes_at| closes_at >= now);
         // Whose turn it is not can use no slot but those in flight.

@@ -125,7 +125,7 @@ fn a_clock_put_back_by_an_hour_holds_up_the_calls_to_a_source_by_no_more_than_it
     let ask = format!(
         "select Verdict || ' ' || (WindowUntil is not null or AskIn <= 1)::text
          from vm.share_source('{source}', '{runner}', (select coalesce(max(Question), 0) + 1 from SourceShare),
-           0, 1, 1, 0, 1, 0.005, false, null, false)"
+           0, 1, 5, 1, 1, 0, 1, 0.005, false, null, false)"
     );
     assert_eq!(db.text(&ask), "ok true");
     jump(&mut db, "interval '-1 hour'");

@@ -3,23 +3,30 @@
 use crate::support::{Daemon, SOON, TestDb, own_jobs_binary, server};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A small file system in memory. Unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
+/// A small file system in memory. Unmounted when dropped. One at a time: while it is full no checkpoint of the server
+/// succeeds, and without a checkpoint nobody can drop his database.
+struct SmallDisk(
+    tempfile::TempDir,
+    #[allow(dead_code, reason = "held until dropped")] MutexGuard<'static, ()>,
+);
 
 impl SmallDisk {
     /// `None`, with a line about it, where nobody may mount.
     #[allow(clippy::print_stderr, reason = "a test that did not run must say so")]
     fn mount(mebibytes: u32) -> Option<Self> {
+        static ONE: Mutex<()> = Mutex::new(());
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix("rosterd-disk-").tempdir_in("/tmp").unwrap();
         let done = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m,mode=755"), "tmpfs"])
             .arg(folder.path())
             .output();
         if done.as_ref().is_ok_and(|done| done.status.success()) {
-            return Some(Self(folder));
+            return Some(Self(folder, one));
         }
         eprintln!(
             "SKIPPED: a full disk was NOT tried, because no small file system can be mounted here: {done:?}"
@@ -29,6 +36,15 @@ impl SmallDisk {
 
     fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// To the last byte, with one file.
+    fn fill(&self) -> PathBuf {
+        let ballast = self.path().join("ballast");
+        let mut writer = std::fs::File::create(&ballast).unwrap();
+        while writer.write_all(&[b'x'; 16384]).is_ok() {}
+        while writer.write_all(&[b'x'; 512]).is_ok() {}
+        ballast
     }
 }
 
@@ -42,18 +58,58 @@ fn folder_of(file: &Path) -> String {
     file.parent().unwrap().display().to_string()
 }
 
-#[test]
-fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
-    let Some(disk) = SmallDisk::mount(30) else { return };
-    // The tables are on the small disk; the server's log of writes is not, because a server without that stops.
+/// A database whose tables are on the small disk; the server's log of writes is not, because a server without that stops.
+/// With it the name of its tablespace, to be dropped behind it.
+fn database_on(disk: &SmallDisk) -> (TestDb, String, TestDb) {
     let folder = disk.path().join("tables");
     std::fs::create_dir(&folder).unwrap();
     let owner = std::fs::metadata(server().data_dir()).unwrap();
     chown(&folder, Some(owner.uid()), Some(owner.gid())).unwrap();
-    let space = format!("small_{}", std::process::id());
+    let space = format!("small_{}_{}", std::process::id(), folder.metadata().unwrap().dev());
     let mut admin = TestDb::empty();
     admin.exec(&format!("create tablespace {space} location '{}'", folder.display()));
-    let mut db = TestDb::in_tablespace(&space);
+    let db = TestDb::in_tablespace(&space);
+    (admin, space, db)
+}
+
+/// What a session writes down of the catalog for the next one. A server that recovers from a crash removes it.
+fn remove_init_file(folder: &Path) -> usize {
+    let mut removed = 0;
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().is_dir() {
+            removed += remove_init_file(&entry.path());
+        } else if entry.file_name() == "pg_internal.init" {
+            std::fs::remove_file(entry.path()).unwrap();
+            removed += 1;
+        }
+    }
+    removed
+}
+
+#[test]
+fn a_daemon_that_starts_while_a_full_disk_lets_nobody_in_waits_until_there_is_room() {
+    let Some(disk) = SmallDisk::mount(30) else { return };
+    let (mut admin, space, mut db) = database_on(&disk);
+    let config = db.config("NoopJob", "", "");
+    assert_eq!(remove_init_file(disk.path()), 1);
+    let ballast = disk.fill();
+    let mut command = Command::new(own_jobs_binary());
+    command.args(["run", "--listen", "off"]).env("DATABASE_URL", db.url());
+    let mut daemon = Daemon::spawn(command);
+    daemon.wait_line("could not write init file");
+    std::fs::remove_file(&ballast).unwrap();
+    daemon.wait_line("rosterd is ready");
+    let id = db.insert(&config, "{}");
+    db.wait_status(&id, 3);
+    assert!(daemon.stop().success());
+    drop(db);
+    admin.exec(&format!("drop tablespace {space}"));
+}
+
+#[test]
+fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount(30) else { return };
+    let (mut admin, space, mut db) = database_on(&disk);
     let config = db.config("WriteJob", "MaxInstances", "4");
     let effects = tempfile::tempdir().unwrap();
     let file = effects.path().join("effects");
@@ -68,10 +124,7 @@ fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
     };
     db.exec(&insert(200));
     // While the daemon works, somebody else fills the disk.
-    let ballast = disk.path().join("ballast");
-    let mut writer = std::fs::File::create(&ballast).unwrap();
-    while writer.write_all(&[b'x'; 16384]).is_ok() {}
-    while writer.write_all(&[b'x'; 512]).is_ok() {}
+    let ballast = disk.fill();
     let refused = db.rows(&insert(2000)).expect_err("there is no room for 2,000 rows");
     assert_eq!(
         refused.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref(),
@@ -84,7 +137,6 @@ fn rows_survive_a_full_disk_of_the_database_and_go_on_when_there_is_room() {
     assert_ne!(db.text(ended), "200", "the disk was full before they had all ended");
 
     std::fs::remove_file(&ballast).unwrap();
-    drop(writer);
     db.wait_for(ended, "200", SOON);
     assert_eq!(db.text("select count(*) from JobHistory"), "200", "the refused INSERT left nothing");
     assert_eq!(db.text("select count(*) from JobHistory where Attempt > 1 or Crashes > 0"), "0");

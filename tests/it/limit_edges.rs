@@ -105,6 +105,33 @@ fn a_delay_and_one_call_at_a_time_hold_up_no_runner_whose_calls_are_in_flight_or
 }
 
 #[test]
+fn a_source_that_gets_its_first_delay_stands_still_for_a_second_because_nobody_kept_account_before() {
+    const DELAY: Duration = Duration::from_millis(20);
+    let mut db = TestDb::new();
+    let api = StampingApi::start().unwrap();
+    let (source, config) = source(&mut db, &api, 0, 4);
+    let _daemons =
+        [Daemon::start_with(&db, &[LOOPBACK, ONE_ROW]), Daemon::start_with(&db, &[LOOPBACK, ONE_ROW])];
+    for _ in 0..2 {
+        call(&mut db, &config, "/first?millis=5", 100_000);
+    }
+    wait_calls(&api, "first", 50);
+    db.wait_for("select count(*) from SourceShare where InFlight + Waiting > 0", "2", SOON);
+    let edited = now();
+    set(&mut db, &source, "Delay", DELAY.as_nanos().try_into().unwrap());
+    wait_calls_after(&api, "first", edited + Duration::from_secs(2), 20);
+    let arrivals = api.arrivals("first");
+    let still = arrivals.windows(2).position(|pair| pair[1].at - pair[0].at >= Duration::from_secs(1));
+    let still = still.expect("a second without a call");
+    assert!(
+        arrivals[still].at < edited + Duration::from_secs(1),
+        "calls without a Delay ended within a second"
+    );
+    let after = &arrivals[still + 1..];
+    assert!(least_gap(after) >= DELAY, "{:?}", least_gap(after));
+}
+
+#[test]
 fn a_run_whose_source_becomes_inactive_gets_no_further_call_and_ends_as_an_error() {
     let mut db = TestDb::new();
     let api = StampingApi::start().unwrap();
@@ -406,7 +433,7 @@ fn refused_once(db: &mut TestDb) -> (String, String) {
 /// It gets a window, which is written down beside the rate.
 fn share(source: &str, runner: &str) -> String {
     format!(
-        "select Verdict from vm.share_source('{source}', '{runner}', 1, 0, 1, 1, 0, 1, 0.005, true, null, true)"
+        "select Verdict from vm.share_source('{source}', '{runner}', 1, 0, 1, 5, 1, 1, 0, 1, 0.005, true, null, true)"
     )
 }
 

@@ -25,6 +25,7 @@ mod faq;
 mod generic_jobs;
 mod guard;
 mod limit_edges;
+mod limit_priorities;
 mod limits;
 mod load;
 mod locked_tables;

@@ -241,12 +241,15 @@ impl TestDb {
 }
 
 impl Drop for TestDb {
+    #[allow(clippy::print_stderr, reason = "a database that stays behind must be heard of")]
     fn drop(&mut self) {
         let connection = self.connection.take();
         let drop = format!("drop database if exists {} with (force)", self.name);
         self.runtime.block_on(async {
             std::mem::drop(connection);
-            let _ = maintain(drop).await;
+            if let Err(error) = maintain(drop).await {
+                eprintln!("{} was not dropped: {error}", self.name);
+            }
         });
     }
 }
