@@ -5,9 +5,11 @@
 -- The statement sees the newest counts only if it began after the limited lanes were locked, so it is a
 -- statement of its own behind lock_lanes.sql. NO KEY UPDATE leaves foreign keys to the row alone; SKIP LOCKED
 -- leaves a row that an operator is editing, and what is behind it is for claim_around.sql; Found says that there
--- was such a row. A lane that got its MaxInstances since the tick is not locked and waits for the next. `= any(array(...))` keeps every
--- plan on the primary key, and `StatusID = 1` instead of Ready keeps it off the index of the lanes: a plan made while
--- the table was small stays until the table is analyzed, and would walk over every pending row. A runner whose row is gone (reaped) or that drains takes nothing.
+-- was such a row. A lane that got its MaxInstances since the tick is not locked and waits for the next. A row is found by
+-- one condition on its ID, `= any(array(...))` or a join: with both, each row of a batch costs as much as the batch is long.
+-- A plan made while the table was small stays until the table is analyzed, and must not walk over every row then.
+-- `StatusID = 1` instead of Ready keeps it off the index of the lanes; a lateral look-up that locks, and a LIMIT, which
+-- lets the planner expect a tenth of the rows, keep it from beginning with JobHistory. A runner whose row is gone (reaped) or that drains takes nothing.
 with me as materialized (
   select r.ID from Runner r where r.ID = $1 and not r.Draining for key share
 ), reserved as materialized (
@@ -48,9 +50,9 @@ update JobHistory h
 set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StartedDate = clock_timestamp(), PulseDate = clock_timestamp(), WaitingSince = null,
     StopReason = null, Progress = null
-from taken t
+from (select * from taken limit $3) t
 join batch b on b.ConfigID = t.ConfigID
-where h.ID = t.ID and h.ID = any(array(select x.ID from taken x)) and h.StatusID = 1
+where h.ID = t.ID and h.StatusID = 1
 returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
   h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
   h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",

@@ -36,9 +36,9 @@ update JobHistory h
 set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StartedDate = clock_timestamp(), PulseDate = clock_timestamp(), WaitingSince = null,
     StopReason = null, Progress = null
-from taken t
+from (select * from taken limit $3) t
 join batch b on b.ConfigID = t.ConfigID
-where h.ID = t.ID and h.ID = any(array(select x.ID from taken x)) and h.StatusID = 1
+where h.ID = t.ID and h.StatusID = 1
 returning h.ID as "id!", h.ClaimID as "claim!", h.Attempt as "attempt!", h.ConfigID as "config!", h.JobID as "job!",
   h.Payload::text as "payload!", h.CurrentIteration as "iteration!", h.ParentJobID as parent, h.DueDate as due,
   h.StartedDate as "started!", h.Priority as "priority!", h.NotBefore as "not_before!",

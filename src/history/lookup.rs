@@ -1,4 +1,4 @@
-//! Every read of the history. `ID = any(...)` beside a join keeps every plan on the primary key, see `claim.sql`.
+//! Every read of the history. Rows are looked up one by one (`lateral ... offset 0`), see `claim.sql`.
 
 use super::{Fence, HistoryId, Status};
 use sqlx::PgExecutor;
@@ -16,8 +16,9 @@ pub async fn still_owned(
     let rows = sqlx::query_scalar!(
         "select h.ID
          from unnest($2::uuid[], $3::bigint[]) as f (ID, ClaimID)
-         join JobHistory h on h.ID = f.ID
-         where h.ID = any($2::uuid[]) and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1)",
+         cross join lateral (
+           select h.ID from JobHistory h
+           where h.ID = f.ID and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1) offset 0) h",
         runner,
         &ids,
         &claims,
@@ -68,8 +69,9 @@ pub async fn unheard_claims(
          select h.ID, k.ID as claim, h.Attempt, h.ConfigID
          from unheard k
          cross join lateral unnest(k.HistoryIDs) as i (ID)
-         join JobHistory h on h.ID = i.ID and h.ThreadID = $1 and h.ClaimID = k.ID and h.StatusID in (2, -1)
-         where h.ID = any(array(select unnest(x.HistoryIDs) from unheard x))",
+         cross join lateral (
+           select h.ID, h.Attempt, h.ConfigID from JobHistory h
+           where h.ID = i.ID and h.ThreadID = $1 and h.ClaimID = k.ID and h.StatusID in (2, -1) offset 0) h",
         runner,
         floor,
         known,

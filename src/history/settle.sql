@@ -8,8 +8,7 @@
 -- either visible here or sees the row that starts to wait at this moment. The others are only read: an operator
 -- who keeps such a configuration locked holds up no outcome.
 -- A run that the database went away under goes back on the queue ten times (Interruptions) and then counts as failed.
--- `= any($2)` beside the joins keeps every plan on the primary key, see claim.sql.
--- What another session holds locked is not waited for, so that no operator's transaction can deadlock with
+-- Rows are looked up one by one, see claim.sql. What another session holds locked is not waited for, so that no operator's transaction can deadlock with
 -- this one; the runner asks again for whatever is not returned.
 with finished as materialized (
   select *
@@ -32,9 +31,11 @@ with finished as materialized (
   select h.ID, h.StatusID, h.ConfigID, f.Attempt, f.Error, f.Result, f.StopReason, f.Progress, f.Jitter,
     case when f.Verdict = 5 and h.Interruptions >= 10 then 1 else f.Verdict end as Verdict
   from finished f
-  join JobHistory h on h.ID = f.ID
-  where h.ID = any($2::uuid[]) and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
-  for no key update of h skip locked
+  cross join lateral (
+    select h.ID, h.StatusID, h.ConfigID, h.Interruptions
+    from JobHistory h
+    where h.ID = f.ID and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
+    for no key update skip locked) h
 ), next as materialized (
   select o.*, c.WaitInSeconds, c.RetryDelaySeconds, clock_timestamp() as Now,
     case
@@ -75,8 +76,8 @@ with finished as materialized (
       Error = n.Error,
       Result = coalesce(n.Result, h.Result),
       Progress = coalesce(n.Progress, h.Progress)
-  from next n
-  where h.ID = n.ID and h.ID = any($2::uuid[])
+  from (select * from next limit cardinality($2)) n
+  where h.ID = n.ID
   returning h.ID, h.StatusID, h.ClaimID, h.NotBefore, h.WaitingSince, h.CurrentIteration
 ), closed as (
   update Claim k

@@ -8,6 +8,7 @@ use super::context::ContextParts;
 use super::{JobError, NotOursAnyMore, Outcome, storable_result};
 use crate::history::moves::{self, Settled};
 use crate::history::{Settlement, Status, Verdict, lookup};
+use crate::postgres::connect::OFF_FOR_THE_ENGINE;
 use crate::postgres::database::Transaction;
 use crate::seeded_bugs::{self, Bug};
 use std::time::Duration;
@@ -57,11 +58,12 @@ async fn settle(
         progress: parts.progress.take_one(parts.row.id),
     }];
     let retry_max = parts.settings.engine.retry_max_seconds;
-    // As on the engine's own connections: whatever the statistics say, its plans stay on their indexes.
+    // As on the engine's own connections.
     sqlx::query(
-        "select set_config('rosterd.actor', 'runner', true), set_config('enable_seqscan', 'off', true),
-           set_config('jit', 'off', true)",
+        "select set_config('rosterd.actor', 'runner', true),
+           (select count(set_config(Setting, 'off', true)) from unnest($1::text[]) as off (Setting))",
     )
+    .bind(&OFF_FOR_THE_ENGINE[..])
     .execute(&mut **transaction)
     .await?;
     let began = Instant::now();

@@ -19,6 +19,12 @@ pub enum Speaker {
     Operator,
 }
 
+/// Plans of the engine's statements stay on their indexes whatever the statistics say of a table that is empty one moment
+/// and full the next: a look-up for each row of a batch, and no walk over a whole table or index, which is what the other
+/// joins would be.
+pub(crate) const OFF_FOR_THE_ENGINE: [&str; 4] =
+    ["enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"];
+
 /// How long things may take on a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -88,10 +94,7 @@ pub fn with_settings(
     ];
     if speaker == Speaker::Runner {
         settings.push(("rosterd.actor", "runner"));
-        // Plans of the engine's statements stay on their indexes whatever the statistics say of a table that
-        // is empty one moment and full the next.
-        settings.push(("enable_seqscan", "off"));
-        settings.push(("jit", "off"));
+        settings.extend(OFF_FOR_THE_ENGINE.map(|setting| (setting, "off")));
     }
     // Its own logging of statements is off: it asks whether a line would be written and then writes none, after
     // which tracing-subscriber may hold back the next line of ours.

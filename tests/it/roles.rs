@@ -306,7 +306,7 @@ fn row_level_security_takes_no_index_from_the_engine() {
     db.exec("analyze");
     let plan = |mut login: Login, statement: &str, arguments: &str| {
         login.exec(&format!(
-            "set enable_seqscan = off; set plan_cache_mode = force_generic_plan; prepare s as {statement}"
+            "set enable_seqscan = off; set enable_hashjoin = off; set enable_mergejoin = off; set plan_cache_mode = force_generic_plan; prepare s as {statement}"
         ));
         let lines = login.rows(&format!("explain (costs off) execute s {arguments}")).unwrap().concat();
         lines.join("\n")
