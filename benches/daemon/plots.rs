@@ -4,6 +4,7 @@ use crate::figures::{Curve, Results};
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 const SIZE: (u32, u32) = (760, 420);
@@ -55,11 +56,12 @@ pub(crate) fn draw(results: &Results) -> Result<()> {
 
 /// The plots there are curves for, as docs/BENCHMARKS.md shows them.
 pub(crate) fn shown(results: &Results) -> String {
-    PLOTS
-        .iter()
-        .filter(|plot| results.curves.contains_key(plot.name))
-        .map(|plot| format!("![{}](benchmarks/{}.svg)\n", plot.title, plot.name))
-        .collect()
+    let mut text = String::new();
+    for plot in PLOTS.iter().filter(|plot| results.curves.contains_key(plot.name)) {
+        // A String takes every write.
+        let _ = writeln!(text, "![{}](benchmarks/{}.svg)", plot.title, plot.name);
+    }
+    text
 }
 
 /// The values on the x axis are steps of equal width, because 0 and ten millions share no scale.
