@@ -94,10 +94,10 @@ fn a_rescuer_leaves_alone_what_another_runner_has_taken_since() {
 
 /// Starts a rescue that has seen the rows and stands still before it locks them; `meanwhile` happens, and it goes on.
 fn rescue_around(db: &mut TestDb, meanwhile: impl FnOnce(&mut Session)) -> String {
-    let seen = "h.StatusID in (2, -1)\n";
-    assert_eq!(RESCUE.matches(seen).count(), 1);
+    let locks = "for no key update skip locked) h\n";
+    assert_eq!(RESCUE.matches(locks).count(), 1);
     let slow =
-        RESCUE.replace(seen, "h.StatusID in (2, -1) and (select pg_advisory_xact_lock(1)) is not null\n");
+        RESCUE.replace(locks, &format!("{locks} where (select pg_advisory_xact_lock(1)) is not null\n"));
     let mut gate = db.session(Speaker::Operator);
     gate.exec("select pg_advisory_lock(1)");
     let mut rescuer = db.session(Speaker::Runner);
