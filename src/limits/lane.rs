@@ -28,6 +28,9 @@ use uuid::Uuid;
 const IDLE: Duration = Duration::from_millis(300);
 /// So many calls connect, or stand connected, while they wait for their starts.
 const MOST_READY: u32 = 16;
+/// A call that left so long after its window is worth telling. The end of a window is reckoned from the departure of the
+/// question, so the one the database knows is later by about that.
+const LATE: Duration = Duration::from_millis(1);
 
 /// The callers of one source in this process.
 #[derive(Debug)]
@@ -289,14 +292,14 @@ impl Lane {
     }
 
     /// The first bytes of a call are written. `counted` says that it had its last word where there is a Delay. Returns
-    /// how long after the end of its window that was, if it was.
+    /// how long after the end of its window that was, if it was clearly after it.
     pub(super) fn wrote(&self, counted: bool, now: Duration) -> Option<Duration> {
         let mut state = self.state();
         state.writing -= u32::from(counted);
         state.last_start = Some(now);
         state.last_use = now;
         let ended = state.window.filter(|_| counted)?.until;
-        now.checked_sub(ended).filter(|late| !late.is_zero())
+        now.checked_sub(ended).filter(|late| *late >= LATE)
     }
 
     /// Of a call that had its last word where there is a Delay no byte is written.
