@@ -1,13 +1,12 @@
 //! `rosterd migrate --roles`: laid down again and again, and a daemon that is no more than a runner.
 
+use crate::support::stamping_api::StampingApi;
 use crate::support::{
     Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, config_of, own_jobs_binary, with_roles,
 };
 use rosterd::postgres::connect::Speaker;
 use rosterd::postgres::embedded::{Durability, EmbeddedOptions, EmbeddedPostgres};
 use sqlx::{Connection, PgConnection, Row};
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
@@ -34,17 +33,6 @@ fn daemon(login: &Login, env: &[(&str, &str)]) -> Daemon {
     let daemon = Daemon::spawn(command);
     daemon.wait_line("rosterd is ready");
     daemon
-}
-
-/// An API that says yes to one call.
-fn answer_once(api: &TcpListener) {
-    let (mut call, _) = api.accept().unwrap();
-    let mut line = String::new();
-    let mut lines = BufReader::new(call.try_clone().unwrap());
-    while lines.read_line(&mut line).unwrap() > 2 {
-        line.clear();
-    }
-    call.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok").unwrap();
 }
 
 #[test]
@@ -144,17 +132,16 @@ fn a_daemon_of_rosterd_runner_does_all_its_work() {
     let second = daemon(&runner, &quick);
     db.wait_status(&orphan, 3);
     assert_eq!(db.column(&orphan, "Crashes"), "1");
-    let api = TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = StampingApi::start().unwrap();
     operator.exec(&format!(
         r#"insert into SourceConfig (Source, OrganizationID, Address, AuthInfo)
            select 'HTTP', ID, 'http://{}', '{{"Delay": 1000000, "Concurrency": 2}}' from Organization"#,
-        api.local_addr().unwrap()
+        api.address
     ));
     let http = operator.text(
         "insert into JobConfig (JobID, OrganizationID, DataInSourceConfigID)
          select j.ID, s.OrganizationID, s.ID from Job j, SourceConfig s where j.Struct = 'HttpJob' returning ID",
     );
-    std::thread::spawn(move || answer_once(&api));
     let called = row(&mut operator, &http, r#"{"path": "/"}"#);
     db.wait_status(&called, 3);
     assert_eq!(db.text("select count(*) from SourceGate"), "1", "it asked the limits");
