@@ -53,8 +53,8 @@ fn of_concurrency_the_runner_with_the_more_urgent_calls_gets_all_but_a_slot_for_
     let api = StampingApi::start().unwrap();
     let (_, config) = source(&mut db, &api, 0, 6);
     let _daemons = two_runners(&mut db, &config, &api, 30);
-    let slots = "select string_agg(Slots::text, ' ' order by Urgency) from SourceShare";
-    db.wait_for(slots, "5 1", SOON);
+    let slots = "select string_agg(format('%s of Priority %s', Slots, Urgency), ', ' order by Urgency) from SourceShare";
+    db.wait_for(slots, "5 of Priority 1, 1 of Priority 9", SOON);
 }
 
 #[test]
