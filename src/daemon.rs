@@ -168,12 +168,12 @@ pub(crate) async fn run(start: Start, jobs_runtime: Handle, signals: StopSignals
     let _ = schedule.await;
     let _ = autostart.await;
     vitals.retire("schedule");
-    engine.stop(drain, signals.hurry.clone()).await;
+    let written = engine.stop(drain, signals.hurry.clone()).await;
     web_stop.cancel();
     if let Some(web) = web {
         let _ = web.await;
     }
-    if let Some(handle) = log_handle {
+    if let Some(handle) = log_handle.filter(|_| written) {
         let _ = tokio::time::timeout(Duration::from_secs(2), handle.flush()).await;
     }
     logs_stop.cancel();

@@ -65,8 +65,8 @@ pub(crate) async fn run(
         () = errand.done.cancelled() => {}
         () = signals.stop.cancelled() => {}
     }
-    engine.stop(drain, signals.hurry).await;
-    if let Some(handle) = log_handle {
+    let written = engine.stop(drain, signals.hurry).await;
+    if let Some(handle) = log_handle.filter(|_| written) {
         let _ = tokio::time::timeout(Duration::from_secs(2), handle.flush()).await;
     }
     logs_stop.cancel();

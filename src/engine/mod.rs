@@ -116,8 +116,9 @@ impl Engine {
     }
 
     /// The order of a stop: claim nothing more, let jobs finish for the drain time (or until `hurry`), tell
-    /// the rest to stop and put them back, write the last outcomes, leave.
-    pub(crate) async fn stop(self, drain: Duration, hurry: CancellationToken) {
+    /// the rest to stop and put them back, write the last outcomes, leave. Returns whether the database took those
+    /// outcomes; one that did not is not worth waiting for with anything else.
+    pub(crate) async fn stop(self, drain: Duration, hurry: CancellationToken) -> bool {
         let Self { state, claiming, caring, reporting, pulsing, claim, report, heartbeat, alone, carers } =
             self;
         state.stopping.store(true, Ordering::Release);
@@ -158,10 +159,13 @@ impl Engine {
             tracing::error!(
                 "Job Runner: the database did not take the last outcomes; the rows run again elsewhere"
             );
+            heartbeat.abort(); // the others remove the Runner row after a lease
+            return false;
         }
         // Last, because a row without a Runner row is anybody's to rescue.
         pulsing.cancel();
         let _ = heartbeat.await;
+        true
     }
 }
 
