@@ -64,41 +64,75 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
     }
     if sweep {
         let db = link.get().await?;
-        loop {
-            let rescued = state.within(moves::rescue(&mut *db)).await?;
-            if rescued.is_empty() {
-                break;
-            }
-            for (id, status) in &rescued {
-                tracing::warn!("Job Runner: rescued {id} from a dead runner, now {status}");
-            }
-            state.hints.wake.notify_one();
+        // Most of the time there is nothing, and an idle runner shall cost one statement.
+        let found = state.within(look(&mut *db, runner)).await?;
+        if found.claims {
+            rescue(state, db).await?;
+            state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
         }
-        state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
-        state.within(forget_answered_requests(&mut *db, runner)).await?;
-        state.within(forget_shares_of_the_dead(&mut *db)).await?;
-        state.within(count_waiting(state, db)).await?;
+        if found.requests {
+            state.within(forget_answered_requests(&mut *db, runner)).await?;
+        }
+        if found.shares {
+            state.within(forget_shares_of_the_dead(&mut *db)).await?;
+        }
+        // For `systemctl status`.
+        state.vitals.set_waiting(usize::try_from(found.waiting).unwrap_or(0));
+        state.vitals.set_limited(usize::try_from(found.limited).unwrap_or(0));
+        // A runner whose workers are all busy does not tick, and suspects need none of them.
+        if found.suspects {
+            state.suspects.notify_one();
+        }
     }
     Ok(())
 }
 
-/// For `systemctl status`. Counting stops at ten thousand: it is a hint for people, and must cost nothing.
-async fn count_waiting(state: &EngineState, db: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
-    let counts = sqlx::query!(
-        r#"select (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
+async fn rescue(state: &EngineState, db: &mut sqlx::PgConnection) -> Result<(), DatabaseError> {
+    loop {
+        let rescued = state.within(moves::rescue(&mut *db)).await?;
+        if rescued.is_empty() {
+            return Ok(());
+        }
+        for (id, status) in &rescued {
+            tracing::warn!("Job Runner: rescued {id} from a dead runner, now {status}");
+        }
+        state.hints.wake.notify_one();
+    }
+}
+
+/// What a sweep would find.
+struct Found {
+    /// Claims without a runner, or closed ones of ours.
+    claims: bool,
+    /// Cancel requests without a runner, or to us.
+    requests: bool,
+    /// Shares of sources without a runner.
+    shares: bool,
+    /// Pending rows. Counting stops at ten thousand: it is a hint for people, and must cost nothing.
+    waiting: i64,
+    /// Sources that are paused or waited for.
+    limited: i64,
+    /// Rows that run alone are pending.
+    suspects: bool,
+}
+
+async fn look(db: &mut sqlx::PgConnection, runner: Uuid) -> Result<Found, sqlx::Error> {
+    sqlx::query_as!(
+        Found,
+        r#"select
+             exists (select from Claim k where (k.RunnerID = $1 and k.Open <= 0)
+               or not exists (select from Runner r where r.ID = k.RunnerID)) as "claims!",
+             exists (select from CancelRequest q where q.RunnerID = $1
+               or not exists (select from Runner r where r.ID = q.RunnerID)) as "requests!",
+             exists (select from SourceShare x where not exists (select from Runner r where r.ID = x.RunnerID)) as "shares!",
+             (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
              (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
                 or exists (select from SourceShare x where x.SourceConfigID = g.SourceConfigID and (x.Waiting > 0 or x.StartSince is not null))) as "limited!",
              exists (select from JobHistory h where h.Ready and h.Crashes >= 2) as "suspects!""#,
+        runner,
     )
     .fetch_one(db)
-    .await?;
-    state.vitals.set_waiting(usize::try_from(counts.waiting).unwrap_or(0));
-    state.vitals.set_limited(usize::try_from(counts.limited).unwrap_or(0));
-    // A runner whose workers are all busy does not tick, and suspects need none of them.
-    if counts.suspects {
-        state.suspects.notify_one();
-    }
-    Ok(())
+    .await
 }
 
 /// They count for nothing; this only keeps the table small.

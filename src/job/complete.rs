@@ -8,7 +8,7 @@ use super::context::ContextParts;
 use super::{JobError, NotOursAnyMore, Outcome, storable_result};
 use crate::history::moves::{self, Settled};
 use crate::history::{Settlement, Status, Verdict, lookup};
-use crate::postgres::connect::OFF_FOR_THE_ENGINE;
+use crate::postgres::connect::PLANS_OF_THE_ENGINE;
 use crate::postgres::database::Transaction;
 use crate::seeded_bugs::{self, Bug};
 use std::time::Duration;
@@ -61,9 +61,10 @@ async fn settle(
     // As on the engine's own connections.
     sqlx::query(
         "select set_config('rosterd.actor', 'runner', true),
-           (select count(set_config(Setting, 'off', true)) from unnest($1::text[]) as off (Setting))",
+           (select count(set_config(Setting, Value, true)) from unnest($1::text[], $2::text[]) as s (Setting, Value))",
     )
-    .bind(&OFF_FOR_THE_ENGINE[..])
+    .bind(PLANS_OF_THE_ENGINE.map(|(setting, _)| setting))
+    .bind(PLANS_OF_THE_ENGINE.map(|(_, value)| value))
     .execute(&mut **transaction)
     .await?;
     let began = Instant::now();

@@ -21,9 +21,15 @@ pub enum Speaker {
 
 /// Plans of the engine's statements stay on their indexes whatever the statistics say of a table that is empty one moment
 /// and full the next: a look-up for each row of a batch, and no walk over a whole table or index, which is what the other
-/// joins would be.
-pub(crate) const OFF_FOR_THE_ENGINE: [&str; 4] =
-    ["enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit"];
+/// joins would be. Such a plan is as good for one row as for a thousand, so it is made once: to plan a tick anew takes
+/// several times what its execution does.
+pub(crate) const PLANS_OF_THE_ENGINE: [(&str, &str); 5] = [
+    ("enable_seqscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("jit", "off"),
+    ("plan_cache_mode", "force_generic_plan"),
+];
 
 /// How long things may take on a connection.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +82,15 @@ pub fn with_settings(
     speaker: Speaker,
     statement_limit: Duration,
 ) -> PgConnectOptions {
+    // Its own logging of statements is off: it asks whether a line would be written and then writes none, after
+    // which tracing-subscriber may hold back the next line of ours.
+    options
+        .application_name(&format!("rosterd {name}"))
+        .options(settings(speaker, statement_limit))
+        .disable_statement_logging()
+}
+
+fn settings(speaker: Speaker, statement_limit: Duration) -> Vec<(&'static str, String)> {
     let statement_limit = format!("{}ms", statement_limit.as_millis());
     let mut settings = vec![
         // pg_catalog is searched behind vm, so that a function made in vm stands before PostgreSQL's own of that name:
@@ -94,11 +109,9 @@ pub fn with_settings(
     ];
     if speaker == Speaker::Runner {
         settings.push(("rosterd.actor", "runner"));
-        settings.extend(OFF_FOR_THE_ENGINE.map(|setting| (setting, "off")));
+        settings.extend(PLANS_OF_THE_ENGINE);
     }
-    // Its own logging of statements is off: it asks whether a line would be written and then writes none, after
-    // which tracing-subscriber may hold back the next line of ours.
-    options.application_name(&format!("rosterd {name}")).options(settings).disable_statement_logging()
+    settings.into_iter().map(|(name, value)| (name, value.to_owned())).collect()
 }
 
 /// One connection, within the time limit.
@@ -108,11 +121,20 @@ pub async fn connect(
     speaker: Speaker,
     limits: Limits,
 ) -> Result<PgConnection, DatabaseError> {
-    let mut options = with_settings(options.clone(), name, speaker, limits.statement);
+    let mut settings = settings(speaker, limits.statement);
     if speaker == Speaker::Runner {
-        options = options.options([("lock_timeout", format!("{}ms", limits.lock().as_millis()))]);
+        settings.push(("lock_timeout", format!("{}ms", limits.lock().as_millis())));
     }
-    within(limits.connect, knock(&options)).await
+    let options = with_settings(options.clone(), name, speaker, limits.statement).options(settings.clone());
+    let mut db = within(limits.connect, knock(&options)).await?;
+    // A pooler may drop what a connection asks for at its start (PgBouncer: ignore_startup_parameters), and without
+    // its settings a runner would be an operator to the guard and would find no table.
+    let (names, values): (Vec<&str>, Vec<String>) = settings.into_iter().unzip();
+    let again =
+        "select set_config(Name, Value, false) from unnest($1::text[], $2::text[]) as s (Name, Value)";
+    let again = sqlx::query(again).persistent(false).bind(names).bind(values).execute(&mut db);
+    within(limits.connect, again).await?;
+    Ok(db)
 }
 
 /// Connects by several attempts at once. One that fell into a black hole repeats its SYN after 1, 3 and 7 seconds

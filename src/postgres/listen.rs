@@ -1,8 +1,8 @@
 //! Wake-up hints: LISTEN on a connection of its own.
 //!
 //! A hint only makes things faster; the clock is the guarantee. So a listener that lost its connection just
-//! comes back after a back-off and gives one hint for whatever it may have missed. It asks the server every few
-//! seconds whether it is there, because a half-open socket looks just like nothing to hear.
+//! comes back after a back-off and gives one hint for whatever it may have missed. It asks the server now and
+//! then whether it is there, because a half-open socket looks just like nothing to hear.
 
 use super::connect::{Backoff, Limits, Speaker, with_settings, within};
 use crate::limits::SourceNews;
@@ -61,8 +61,9 @@ impl Hints {
     }
 }
 
-/// A listener that heard nothing for so long asks the server whether it is still there.
-const PING_EVERY: Duration = Duration::from_secs(3);
+/// A listener that heard nothing for so many times the limit for an answer asks the server whether it is still there.
+/// Not sooner, because until it finds out only the hints are missing, and an idle runner shall ask little.
+const PING_EVERY: u32 = 10;
 
 /// Listens until `stop`.
 pub async fn run(options: PgConnectOptions, limits: Limits, hints: Hints, stop: CancellationToken) {
@@ -126,7 +127,7 @@ impl Life {
         // Whatever was sent while nobody listened.
         self.hints.all();
         loop {
-            match tokio::time::timeout(PING_EVERY, listener.try_recv()).await {
+            match tokio::time::timeout(self.limits.answer * PING_EVERY, listener.try_recv()).await {
                 Ok(Ok(Some(hint))) if hint.channel() == CANCEL => self.hints.cancel.notify_one(),
                 Ok(Ok(Some(hint))) if hint.channel() == SOURCE => {
                     self.hints.source(news_of_source(hint.payload()));

@@ -140,11 +140,16 @@ impl Scheduler {
         let mut fired = 0;
         // Those that somebody holds locked, or that the database refuses to serve: they delay no other.
         let mut held = HashSet::new();
-        loop {
+        let next = loop {
+            // Alone it is all that an idle runner asks.
+            let next = self.within(seconds_to_next(&mut db)).await?;
+            if next.is_none_or(|seconds| seconds > 0.0) {
+                break next;
+            }
             let mut due = self.within(due(&mut db)).await?;
             due.retain(|schedule| !held.contains(&schedule.id));
             if due.is_empty() {
-                break;
+                break next;
             }
             for schedule in &due {
                 match self.within(self.serve(&mut db, schedule)).await {
@@ -158,12 +163,11 @@ impl Scheduler {
                     Err(error) => return Err(error),
                 }
             }
-        }
+        };
         if fired > 0 {
             tracing::debug!("Job Runner: Queueing [{fired}] Scheduled Jobs");
             self.hints.wake.notify_one();
         }
-        let next = self.within(seconds_to_next(&mut db)).await?;
         *link = Some((db, cuts));
         // The claim loop's tick looks at schedules too and gives a hint, so this sleep need not be short.
         let next = next.map_or(IDLE_LOOK, |s| Duration::from_secs_f64(s.clamp(0.0, IDLE_LOOK.as_secs_f64())));
@@ -331,9 +335,10 @@ pub async fn find(db: &mut PgConnection, word: &str) -> Result<Vec<ScheduleRow>,
     .await
 }
 
+/// Until the next due time; 0 or less if there is something to serve now, also a schedule that is new.
 async fn seconds_to_next(db: &mut PgConnection) -> Result<Option<f64>, sqlx::Error> {
     sqlx::query_scalar!(
-        "select extract(epoch from min(NextRun) - statement_timestamp())::float8
+        "select extract(epoch from min(coalesce(NextRun, statement_timestamp())) - statement_timestamp())::float8
          from JobSchedule where Active and Error is null"
     )
     .fetch_one(db)
