@@ -34,13 +34,13 @@ impl PerBatch {
     }
 
     /// How many rows a loop finds each time, if so many come in a second: those that came while it was busy with the
-    /// ones before. It looks again as soon as it is done.
-    pub(crate) fn batch_at(self, rate: f64, flush_us: f64, most: f64) -> f64 {
+    /// ones before, because it looks again as soon as it is done; and no fewer than come at once.
+    pub(crate) fn batch_at(self, rate: f64, flush_us: f64, at_once: f64, most: f64) -> f64 {
         let left = 1.0 - rate * self.row_us / 1e6;
         if left <= 0.0 {
             return most;
         }
-        (rate * (self.statement_us + flush_us) / 1e6 / left).clamp(1.0, most)
+        (rate * (self.statement_us + flush_us) / 1e6 / left).max(at_once).clamp(1.0, most)
     }
 }
 
@@ -201,8 +201,9 @@ pub(crate) fn cell(costs: &Costs, machine: &Machine, mix: &Mix, rate: f64) -> Ce
         .ceil()
         .max(LEAST_RUNNERS);
     let each = rate / runners;
-    let batch = costs.claim.batch_at(each, machine.flush_us, mix.claim_batch);
-    let reported = costs.report.batch_at(each, machine.flush_us, REPORT_BATCH);
+    let batch = costs.claim.batch_at(each, machine.flush_us, mix.insert_rows, mix.claim_batch);
+    // Jobs that were claimed together do not end together.
+    let reported = costs.report.batch_at(each, machine.flush_us, 1.0, REPORT_BATCH);
     let a_job = costs.insert.a_row(mix.insert_rows)
         + costs.claim.a_row(batch)
         + costs.report.a_row(reported)

@@ -71,11 +71,13 @@ fn noise_makes_no_cost_negative() {
 fn a_loop_finds_what_came_while_it_was_busy() {
     let claim = costs().claim;
     // In a second 10,000 come: 300 ms go into rows, the other 700 ms are 700 statements, of 14.3 rows each.
-    near(claim.batch_at(10_000.0, 0.0, 500.0), 10_000.0 / 700.0);
-    near(claim.batch_at(10.0, 0.0, 500.0), 1.0);
-    near(claim.batch_at(1e6, 0.0, 500.0), 500.0);
+    near(claim.batch_at(10_000.0, 0.0, 1.0, 500.0), 10_000.0 / 700.0);
+    near(claim.batch_at(10.0, 0.0, 1.0, 500.0), 1.0);
+    near(claim.batch_at(1e6, 0.0, 1.0, 500.0), 500.0);
+    near(claim.batch_at(10.0, 0.0, 100.0, 500.0), 100.0);
+    near(claim.batch_at(10.0, 0.0, 1000.0, 500.0), 500.0);
     assert!(
-        claim.batch_at(10_000.0, 500.0, 500.0) > claim.batch_at(10_000.0, 0.0, 500.0),
+        claim.batch_at(10_000.0, 500.0, 1.0, 500.0) > claim.batch_at(10_000.0, 0.0, 1.0, 500.0),
         "a slow disk gathers"
     );
 }
@@ -115,12 +117,12 @@ fn a_cell_has_as_many_runners_as_its_slowest_need() {
 
 #[test]
 fn the_server_works_for_inserts_claims_reports_and_idle_runners() {
-    // One row a second for each of two runners, so every statement is for one row: 51 + 1030 + 1028 a job, and two
+    // One row a second for each of two runners, so every statement is for one row: 150 + 1030 + 1028 a job, and two
     // idle runners of 1000 us a second.
-    let slow = cell(&costs(), &machine(), &mix(), 2.0);
+    let slow = cell(&costs(), &machine(), &Mix { insert_rows: 1.0, ..mix() }, 2.0);
     near(slow.batch, 1.0);
-    near(slow.cores, (2.0 * (51.0 + 1030.0 + 1028.0) + 2000.0) / 1e6);
-    near(slow.server_us, 51.0 + 1030.0 + 1028.0 + 1000.0);
+    near(slow.cores, (2.0 * (150.0 + 1030.0 + 1028.0) + 2000.0) / 1e6);
+    near(slow.server_us, 150.0 + 1030.0 + 1028.0 + 1000.0);
     near(slow.wal_bytes_per_second, 3000.0);
     near(slow.connections, 40.0);
 }

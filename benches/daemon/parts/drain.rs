@@ -196,7 +196,7 @@ pub(super) async fn server_cpu_of(
     let mut cpu = HashMap::new();
     for (pid, name) in processes {
         // Workers of autovacuum come and go.
-        if let Ok(seconds) = process::cpu_seconds(u32::try_from(pid)?) {
+        if let Ok(seconds) = process::session_seconds(u32::try_from(pid)?) {
             cpu.insert(pid, (name, seconds));
         }
     }
