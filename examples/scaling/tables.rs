@@ -135,20 +135,21 @@ fn checks_table(checks: &[Check]) -> String {
 }
 
 fn plan_table(costs: &Costs, machine: &Machine, mix: &Mix) -> String {
-    let mut text = "| jobs a day | at the peak | one database takes | ends at | databases | runners each | connections \
-                    each | rows a claim | server us a job | WAL a day | history kept |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
+    let mut text = "| jobs a day | at the peak | one database takes | ends at | databases x runners | connections each \
+                    | rows a claim | server us a job | WAL a day | history kept |\n|---|---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for exponent in 6..=10 {
         let jobs_per_day = 10_f64.powi(exponent);
         let plan = plan(costs, machine, &Mix { jobs_per_day, ..*mix });
         let _ = writeln!(
             text,
-            "| 10^{exponent} | {:.0} /s | {:.0} /s | {} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
+            "| 10^{exponent} | {:.0} /s | {:.0} /s | {} | {:.0} x {:.0} = {:.0} | {:.0} | {:.0} | {:.0} | {} | {} |",
             plan.peak_rate,
             plan.sustained,
             plan.bound.text(),
             plan.databases,
             plan.cell.runners,
+            plan.runners,
             plan.cell.connections,
             plan.cell.batch,
             plan.cell.server_us,
