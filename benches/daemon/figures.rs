@@ -1,6 +1,7 @@
 //! What was measured: kept, printed, written as JSON and compared with the last that was committed.
 
 use crate::process::Load;
+use crate::tables::Scaling;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -84,6 +85,9 @@ pub(crate) struct Results {
     pub(crate) curves: BTreeMap<String, Vec<Curve>>,
     /// Where the time of a drain goes: lines of a table.
     pub(crate) profile: Vec<Vec<String>>,
+    /// What the model of docs/scaling.md is fed with, and how well it did.
+    #[serde(default)]
+    pub(crate) scaling: Option<Scaling>,
 }
 
 impl Results {
@@ -127,6 +131,13 @@ impl Results {
             figure.load_average = load.average;
             figure.made_under_load = load.disturbs();
         }
+        if part == "scaling"
+            && let Some(scaling) = &mut self.scaling
+        {
+            // Its figures stand in a document of their own.
+            (scaling.made, scaling.under_load) = (on.to_owned(), load.disturbs());
+            return;
+        }
         self.made.insert(part.to_owned(), on.to_owned());
     }
 
@@ -164,6 +175,9 @@ impl Results {
         }
         if !self.profile.is_empty() {
             all.profile.clone_from(&self.profile);
+        }
+        if self.scaling.is_some() {
+            all.scaling.clone_from(&self.scaling);
         }
         if let Some(folder) = path().parent() {
             std::fs::create_dir_all(folder)?;

@@ -10,10 +10,14 @@ mod claims;
 mod clock;
 mod figures;
 mod jobs;
+#[path = "../../examples/scaling/model.rs"]
+mod model;
 mod parts;
 mod plots;
 mod process;
 mod report;
+#[path = "../../examples/scaling/tables.rs"]
+mod tables;
 mod world;
 
 use anyhow::{Context, Result, ensure};
@@ -71,6 +75,9 @@ fn measure(runtime: &tokio::runtime::Runtime) -> Result<()> {
         let all = results.write(PARTS)?;
         plots::draw(&all)?;
         report::write(&all)?;
+        if results.scaling.is_some() {
+            report::write_scaling(&all)?;
+        }
     }
     Ok(())
 }

@@ -13,6 +13,15 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok(fields(&stat, &[11, 12]) / TICKS)
 }
 
+/// The same of a process with one thread, as those of the server are, to the nanosecond where the kernel keeps that.
+pub(crate) fn session_seconds(pid: u32) -> Result<f64> {
+    let nanos = std::fs::read_to_string(format!("/proc/{pid}/schedstat"))
+        .ok()
+        .and_then(|stat| stat.split_whitespace().next()?.parse::<f64>().ok())
+        .filter(|nanos| *nanos > 0.0);
+    nanos.map_or_else(|| cpu_seconds(pid), |nanos| Ok(nanos / 1e9))
+}
+
 pub(crate) fn rss_mib(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;

@@ -2,6 +2,7 @@
 
 use crate::figures::Results;
 use crate::plots;
+use crate::tables;
 use crate::world::World;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -39,6 +40,14 @@ fn machine() -> String {
         "{cores} cores ({}), {gib:.0} GiB, shared with the daemon and this bench",
         model.trim_matches([' ', '\t', ':'])
     )
+}
+
+/// The tables of docs/scaling.md.
+pub(crate) fn write_scaling(results: &Results) -> Result<()> {
+    let scaling = results.scaling.as_ref().context("nothing was measured for docs/scaling.md")?;
+    let section = tables::section(scaling, &tables::MACHINE, &tables::MIX);
+    println!("written to {}", tables::write(&section)?.display());
+    Ok(())
 }
 
 pub(crate) fn write(results: &Results) -> Result<()> {

@@ -177,16 +177,26 @@ async fn drain_in(
 
 /// Processor seconds of each process of the server but our own session, and what it is there for.
 async fn server_cpu(db: &mut PgConnection) -> Result<HashMap<i32, (String, f64)>> {
+    let database: String = sqlx::query_scalar("select current_database()::text").fetch_one(&mut *db).await?;
+    server_cpu_of(db, &[database]).await
+}
+
+/// The same of the sessions of these databases.
+pub(super) async fn server_cpu_of(
+    db: &mut PgConnection,
+    databases: &[String],
+) -> Result<HashMap<i32, (String, f64)>> {
     let processes: Vec<(i32, String)> = sqlx::query_as(
         "select pid, coalesce(nullif(application_name, ''), backend_type) from pg_stat_activity
-         where pid <> pg_backend_pid() and (datname is null or datname = current_database())",
+         where pid <> pg_backend_pid() and (datname is null or datname = any($1))",
     )
+    .bind(databases)
     .fetch_all(db)
     .await?;
     let mut cpu = HashMap::new();
     for (pid, name) in processes {
         // Workers of autovacuum come and go.
-        if let Ok(seconds) = process::cpu_seconds(u32::try_from(pid)?) {
+        if let Ok(seconds) = process::session_seconds(u32::try_from(pid)?) {
             cpu.insert(pid, (name, seconds));
         }
     }
