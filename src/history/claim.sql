@@ -1,7 +1,10 @@
 -- Pending -> in progress, for a batch of rows, in the order of Priority, NotBefore, ID.
 --
 -- $1 runner, $2 lanes (JobConfig.ID), $3 how many at most, $4 those lanes of $2 that are locked, $5 rows with so many
--- crashes are left for claim_alone.sql. A process that waits to run such a row has a place reserved in its lane.
+-- crashes are left for claim_alone.sql; $6..$8 Priority, NotBefore and ID of the row behind which it begins. A process
+-- that waits to run such a row has a place reserved in its lane.
+-- Of rows that were claimed the index keeps dead entries until it is vacuumed. Without a place to begin at, each claim of
+-- a long drain would step over those of all claims before it.
 -- The statement sees the newest counts only if it began after the limited lanes were locked, so it is a
 -- statement of its own behind lock_lanes.sql. NO KEY UPDATE leaves foreign keys to the row alone; SKIP LOCKED
 -- leaves a row that an operator is editing, and what is behind it is for claim_around.sql; Found says that there
@@ -32,6 +35,7 @@ with me as materialized (
     select h.ID, h.Priority, h.NotBefore
     from JobHistory h
     where h.Ready and h.ConfigID = lane.ID and h.NotBefore <= statement_timestamp() and h.Crashes < $5
+      and (h.Priority, h.NotBefore, h.ID) > ($6, $7, $8)
     order by h.Priority, h.NotBefore, h.ID
     limit lane.Room) h
   order by h.Priority, h.NotBefore, h.ID

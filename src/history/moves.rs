@@ -113,6 +113,8 @@ pub async fn tick(db: impl PgExecutor<'_>, jobs: &[i32], suspect_from: i32) -> R
 pub struct Claimed {
     /// In the order in which they shall start.
     pub jobs: Vec<ClaimedJob>,
+    /// The place of the last of them.
+    pub last: Option<Place>,
     /// Whether rows were left behind because somebody holds them locked.
     pub left_locked: bool,
 }
@@ -120,9 +122,37 @@ pub struct Claimed {
 /// Rows taken at once at most while others are held locked.
 const AROUND_LIMIT: i64 = 50;
 
-/// Pending -> in progress: takes at most `limit` due rows for `runner`, in the order of Priority, NotBefore, ID.
-/// Rows that somebody holds locked are left out, and with `around` the rows behind them are reached. Rows with
-/// `suspect_from` crashes or more are for [`claim_alone`].
+/// Where a row stands in its lane, which is in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// `JobHistory.Priority`.
+    pub priority: i32,
+    /// `JobHistory.NotBefore`.
+    pub not_before: DateTime<Utc>,
+    /// `JobHistory.ID`.
+    pub id: Uuid,
+}
+
+impl Place {
+    /// Before every row: no Priority of one is that low.
+    pub const START: Self = Self { priority: i32::MIN, not_before: DateTime::UNIX_EPOCH, id: Uuid::nil() };
+}
+
+/// How much a claim may take, and from where.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Most rows.
+    pub limit: i64,
+    /// Rows up to this place are left out; [`Place::START`] leaves out none.
+    pub after: Place,
+    /// Rows behind those that somebody holds locked are reached, from the start, and few of them.
+    pub around: bool,
+    /// Rows with so many crashes or more are for [`claim_alone`].
+    pub suspect_from: i32,
+}
+
+/// Pending -> in progress: takes due rows for `runner`, in the order of Priority, NotBefore, ID.
+/// Rows that somebody holds locked are left out.
 ///
 /// Runs in a transaction only if a limited lane is among them; `tick.limited` that another session holds
 /// locked are left out.
@@ -130,17 +160,15 @@ pub async fn claim(
     db: &mut PgConnection,
     runner: Uuid,
     tick: &Tick,
-    limit: i64,
-    around: bool,
-    suspect_from: i32,
+    bounds: Bounds,
 ) -> Result<Claimed, sqlx::Error> {
     if tick.limited.is_empty() {
-        return claim_from(&mut *db, runner, &tick.free, &[], limit, around, suspect_from).await;
+        return claim_from(&mut *db, runner, &tick.free, &[], bounds).await;
     }
     // BEGIN and COMMIT as statements: this connection belongs to one loop that closes it on any error, so no
     // half-open transaction can be inherited by anybody.
     sqlx::raw_sql("begin").execute(&mut *db).await?;
-    let claimed = claim_limited(&mut *db, runner, tick, limit, around, suspect_from).await;
+    let claimed = claim_limited(&mut *db, runner, tick, bounds).await;
     if let Err(sqlx::Error::Database(_)) = &claimed {
         // Refused, or locked for too long: the connection is fine and may serve the next claim.
         sqlx::raw_sql("rollback").execute(&mut *db).await?;
@@ -154,19 +182,17 @@ async fn claim_limited(
     db: &mut PgConnection,
     runner: Uuid,
     tick: &Tick,
-    limit: i64,
-    around: bool,
-    suspect_from: i32,
+    bounds: Bounds,
 ) -> Result<Claimed, sqlx::Error> {
     #[cfg(feature = "seeded-bugs")]
     if let Some(sql) = seeded_bugs::changed(include_str!("lock_lanes.sql")) {
         let lanes = sqlx::query_scalar(sql).bind(&tick.limited).fetch_all(&mut *db).await?;
-        return claim_from(&mut *db, runner, &lanes, &lanes, limit, around, suspect_from).await;
+        return claim_from(&mut *db, runner, &lanes, &lanes, bounds).await;
     }
     let locked =
         sqlx::query_file_scalar!("src/history/lock_lanes.sql", &tick.limited).fetch_all(&mut *db).await?;
     let lanes = [locked.as_slice(), &tick.free].concat();
-    claim_from(&mut *db, runner, &lanes, &locked, limit, around, suspect_from).await
+    claim_from(&mut *db, runner, &lanes, &locked, bounds).await
 }
 
 /// What became of an attempt to claim one row.
@@ -263,6 +289,10 @@ struct TakenRow {
 }
 
 impl TakenRow {
+    fn place(&self) -> Place {
+        Place { priority: self.priority, not_before: self.not_before, id: self.id }
+    }
+
     fn claimed(self) -> Result<ClaimedJob, sqlx::Error> {
         Ok(ClaimedJob {
             fence: Fence { id: HistoryId(self.id), claim: self.claim, attempt: self.attempt },
@@ -284,10 +314,9 @@ async fn claim_from(
     runner: Uuid,
     lanes: &[Uuid],
     locked: &[Uuid],
-    limit: i64,
-    around: bool,
-    suspect_from: i32,
+    bounds: Bounds,
 ) -> Result<Claimed, sqlx::Error> {
+    let Bounds { limit, after, around, suspect_from } = bounds;
     if lanes.is_empty() {
         return Ok(Claimed::default());
     }
@@ -305,16 +334,28 @@ async fn claim_from(
         .fetch_all(&mut *db)
         .await?
     } else {
-        sqlx::query_file_as!(TakenRow, "src/history/claim.sql", runner, lanes, limit, locked, suspect_from)
-            .fetch_all(&mut *db)
-            .await?
+        sqlx::query_file_as!(
+            TakenRow,
+            "src/history/claim.sql",
+            runner,
+            lanes,
+            limit,
+            locked,
+            suspect_from,
+            after.priority,
+            after.not_before,
+            after.id,
+        )
+        .fetch_all(&mut *db)
+        .await?
     };
     let left_locked =
         !around && rows.first().is_none_or(|row| row.found > i64::try_from(rows.len()).unwrap_or(i64::MAX));
     // RETURNING has no order of its own.
-    rows.sort_unstable_by_key(|row| (row.priority, row.not_before, row.id));
+    rows.sort_unstable_by_key(TakenRow::place);
+    let last = rows.last().map(TakenRow::place);
     let jobs: Result<Vec<ClaimedJob>, sqlx::Error> = rows.into_iter().map(TakenRow::claimed).collect();
-    Ok(Claimed { jobs: jobs?, left_locked })
+    Ok(Claimed { jobs: jobs?, last, left_locked })
 }
 
 /// What a settled row became.

@@ -1,7 +1,7 @@
 //! The statements of the engine stay on their indexes, whatever stands in the table.
 
 use super::restart::{embedded_daemon, psql, state_folder, wait_psql};
-use crate::support::{Session, TestDb};
+use crate::support::{FROM_THE_START, Session, TestDb};
 use rosterd::postgres::connect::Speaker;
 
 const CLAIM: &str = include_str!("../../src/history/claim.sql");
@@ -14,15 +14,18 @@ const RESCUE: &str = include_str!("../../src/history/rescue.sql");
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 
-/// 50,000 finished rows, 3,000 parked behind a full configuration, 100 due ones; analyzed.
-fn filled() -> (TestDb, String, String) {
+/// So many finished rows, 3,000 parked behind a full configuration, 100 due ones; analyzed.
+fn filled(finished: u32) -> (TestDb, String, String) {
     let mut db = TestDb::new();
     let free = db.config("NoopJob", "MaxInstances", "0");
     let parked = db.config("SleepJob", "MaxInstances", "1");
     db.session(Speaker::Runner).exec(&format!(
-        "insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 50000);
-         update JobHistory set StatusID = 2, Attempt = 1, ThreadID = '{NIL}', ClaimID = 0;
-         update JobHistory set StatusID = 3, FinishedDate = now();
+        "set session_replication_role = replica;
+         insert into JobHistory (JobID, ConfigID, OrganizationID, StatusID, Priority, Payload, NotBefore, Attempt, ThreadID,
+           ClaimID, StartedDate, FinishedDate, CreatedDate, CreatedBy)
+           select c.JobID, c.ID, c.OrganizationID, 3, 5, '{{}}', now(), 1, '{NIL}', 0, now(), now(), now(), 'x'
+           from JobConfig c, generate_series(1, {finished}) where c.ID = '{free}';
+         set session_replication_role = origin;
          insert into JobHistory (ConfigID, StatusID) select '{parked}', 1 from generate_series(1, 3000);
          insert into JobHistory (ConfigID, StatusID) select '{free}', 1 from generate_series(1, 100);
          insert into Claim (RunnerID, ConfigID, HistoryIDs, Open) values ('{NIL}', '{parked}', '{{}}', 1);
@@ -58,11 +61,16 @@ fn assert_on_indexes(plan: &str, indexes: &[&str]) {
 }
 
 #[test]
-fn the_engines_statements_use_the_indexes_made_for_them() {
-    let (db, free, parked) = filled();
+fn the_engines_statements_use_the_indexes_made_for_them_beside_a_million_finished_rows() {
+    let (db, free, parked) = filled(1_000_000);
     let mut session = db.session(Speaker::Runner);
     let claim = format!("'{NIL}', array['{free}', '{parked}']::uuid[], 100, array['{parked}']::uuid[], 2");
-    assert_on_indexes(&explain(&mut session, CLAIM, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
+    let from_start = format!("{claim}, {FROM_THE_START}");
+    let plan = explain(&mut session, CLAIM, &from_start);
+    assert_on_indexes(&plan, &["jobhistory_lane", "jobhistory_pkey"]);
+    // A claim that goes on behind the last one begins there in the index.
+    let mut conditions = plan.lines().filter(|line| line.contains("\"Index Cond\""));
+    assert!(conditions.any(|line| line.contains("ROW(priority, notbefore, id) > ROW(")), "{plan}");
     assert_on_indexes(&explain(&mut session, CLAIM_AROUND, &claim), &["jobhistory_lane", "jobhistory_pkey"]);
     let tick = "(select array_agg(ID) from Job)".to_owned();
     let tick = session.exec(&format!("select quote_literal({tick}::text)"));
@@ -77,6 +85,9 @@ fn the_engines_statements_use_the_indexes_made_for_them() {
     );
     assert_on_indexes(&explain(&mut session, SETTLE, &settle), &["jobhistory_pkey"]);
     assert_on_indexes(&explain(&mut session, RESCUE, ""), &["jobhistory_pkey"]);
+    // Cancels are polled for in a table of their own, which holds no more than what runs.
+    let cancels = explain(&mut session, "select HistoryID from CancelRequest where RunnerID = $1", &format!("'{NIL}'"));
+    assert!(!cancels.contains("jobhistory"), "{cancels}");
 }
 
 #[test]
@@ -111,7 +122,7 @@ fn finishing_a_row_is_a_heap_only_update() {
 #[test]
 #[allow(clippy::print_stdout, reason = "timings are for people")]
 fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
-    let (mut db, free, parked) = filled();
+    let (mut db, free, parked) = filled(50_000);
     let mut session = db.session(Speaker::Runner);
     let jobs = session.exec("select quote_literal(array_agg(ID)::text) || ', 2' from Job");
     session.exec("set plan_cache_mode = force_generic_plan");
@@ -132,7 +143,9 @@ fn rows_parked_behind_a_full_configuration_do_not_slow_the_claims_of_others() {
                 .sum()
         };
         read(&format!("execute tick({jobs})"))
-            + read(&format!("execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}', 2)"))
+            + read(&format!(
+                "execute claim('{NIL}', array['{free}']::uuid[], 1, '{{}}', 2, {FROM_THE_START})"
+            ))
     };
     pages(&mut session);
     let before = pages(&mut session);
@@ -200,7 +213,7 @@ fn plan_and_fill(prepared: &str) {
             pages.push((format!("{name}: {plan}"), touched));
         };
         run(session, "tick", &jobs);
-        run(session, "claim", &claim);
+        run(session, "claim", &format!("{claim}, {FROM_THE_START}"));
         let arguments = settle(session, "(select max(ID) from Claim)");
         run(session, "settle", &arguments);
         run(session, "around", &claim);

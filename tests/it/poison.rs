@@ -2,7 +2,9 @@
 //! alone, in a process of its own.
 
 use super::restart::{embedded_daemon, psql, state_folder, wait_psql};
-use crate::support::{Daemon, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, own_jobs_binary};
+use crate::support::{
+    Daemon, FROM_THE_START, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, own_jobs_binary,
+};
 use rosterd::postgres::connect::Speaker;
 use std::path::Path;
 use std::process::Command;
@@ -249,11 +251,12 @@ fn a_lane_keeps_a_place_free_for_the_process_that_waits_to_run_its_suspect() {
         "prepare tick as with tick (free, limited, next, schedules, suspects, unarmed) as ({TICK})
         select cardinality(limited) from tick"
     ));
-    for claim in [CLAIM, CLAIM_AROUND] {
+    for (claim, from) in [(CLAIM, format!(", {FROM_THE_START}")), (CLAIM_AROUND, String::new())] {
         session.exec("begin");
         session.exec(&format!("prepare claim as {claim}"));
-        let claim =
-            format!("execute claim('{daemon}', array['{lane}']::uuid[], 9, array['{lane}']::uuid[], 2)");
+        let claim = format!(
+            "execute claim('{daemon}', array['{lane}']::uuid[], 9, array['{lane}']::uuid[], 2{from})"
+        );
         assert_ne!(session.exec(&claim), "");
         assert_eq!(session.exec("select sum(Open) from Claim"), "1", "one of two places is taken");
         assert_eq!(session.exec(&format!("execute tick({jobs}, 2)")), "0");

@@ -2,7 +2,8 @@
 
 use crate::support::stamping_api::StampingApi;
 use crate::support::{
-    Daemon, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, config_of, own_jobs_binary, with_roles,
+    Daemon, FROM_THE_START, Login, QUICK_LEASE, SHORT_GRACE, SOON, TestDb, binary, config_of,
+    own_jobs_binary, with_roles,
 };
 use rosterd::postgres::connect::Speaker;
 use rosterd::postgres::embedded::{Durability, EmbeddedOptions, EmbeddedPostgres};
@@ -298,9 +299,8 @@ fn row_level_security_takes_no_index_from_the_engine() {
         let lines = login.rows(&format!("explain (costs off) execute s {arguments}")).unwrap().concat();
         lines.join("\n")
     };
-    for (statement, arguments) in
-        [(CLAIM, "(vm.new_id(), '{}', 10, '{}', 2)"), (TICK, "('{1}', 2)"), (RESCUE, "")]
-    {
+    let claim = format!("(vm.new_id(), '{{}}', 10, '{{}}', 2, {FROM_THE_START})");
+    for (statement, arguments) in [(CLAIM, claim.as_str()), (TICK, "('{1}', 2)"), (RESCUE, "")] {
         let as_runner = plan(Login::new(&mut db, "rosterd_runner", &[]), statement, arguments);
         let as_owner = plan(Login::new(&mut db, "rosterd_owner", &[]), statement, arguments);
         assert_eq!(as_runner, as_owner);

@@ -59,9 +59,13 @@ impl Runner {
             wanted += due.min(room);
         }
         let tick = moves::tick(&mut self.db, &self.jobs, NEVER_ALONE).await.unwrap();
-        let most = i64::try_from(limit).unwrap();
-        let claimed =
-            moves::claim(&mut self.db, self.id, &tick, most, false, NEVER_ALONE).await.unwrap().jobs;
+        let bounds = moves::Bounds {
+            limit: i64::try_from(limit).unwrap(),
+            after: moves::Place::START,
+            around: false,
+            suspect_from: NEVER_ALONE,
+        };
+        let claimed = moves::claim(&mut self.db, self.id, &tick, bounds).await.unwrap().jobs;
         if claimed.len() != wanted.min(limit) {
             return Err(format!("a claim of {limit} took {} rows, the model has {wanted}", claimed.len()));
         }

@@ -20,6 +20,9 @@ pub use server::server;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// The place before every row, as the last three arguments of `claim.sql`.
+pub const FROM_THE_START: &str = "-2147483648, 'epoch', '00000000-0000-0000-0000-000000000000'";
+
 /// How long a test waits for something that is sure to come, on a machine that may be busy.
 pub const SOON: Duration = Duration::from_secs(30);
 
