@@ -322,6 +322,20 @@ fn a_daemon_that_starts_on_a_frozen_link_waits_for_it_and_then_works() {
     db.wait_status(&id, 3);
 }
 
+#[test]
+fn a_daemon_works_behind_a_pooler_that_drops_the_settings_of_a_connection() {
+    let mut db = TestDb::new();
+    let [free, limited] = ["0", "1"].map(|most| db.config("NoopJob", "MaxInstances", most));
+    let proxy = Proxy::start(upstream());
+    proxy.drop_options();
+    let daemon = behind(&proxy, &db, &[]);
+    for config in [free, limited] {
+        let id = db.insert(&config, "{}");
+        db.wait_status(&id, 3);
+    }
+    assert!(!daemon.output().contains("the database is away"), "{}", daemon.output());
+}
+
 /// A server of our own, which can be stopped and started.
 struct Server {
     folder: tempfile::TempDir,

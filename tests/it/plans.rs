@@ -86,7 +86,8 @@ fn the_engines_statements_use_the_indexes_made_for_them_beside_a_million_finishe
     assert_on_indexes(&explain(&mut session, SETTLE, &settle), &["jobhistory_pkey"]);
     assert_on_indexes(&explain(&mut session, RESCUE, ""), &["jobhistory_pkey"]);
     // Cancels are polled for in a table of their own, which holds no more than what runs.
-    let cancels = explain(&mut session, "select HistoryID from CancelRequest where RunnerID = $1", &format!("'{NIL}'"));
+    let cancels =
+        explain(&mut session, "select HistoryID from CancelRequest where RunnerID = $1", &format!("'{NIL}'"));
     assert!(!cancels.contains("jobhistory"), "{cancels}");
 }
 

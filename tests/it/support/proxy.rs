@@ -56,6 +56,7 @@ struct Shared {
     changed: Condvar,
     accepted: AtomicUsize,
     cuts: AtomicUsize,
+    drops_options: AtomicBool,
 }
 
 struct State {
@@ -91,6 +92,7 @@ impl Proxy {
             changed: Condvar::new(),
             accepted: AtomicUsize::new(0),
             cuts: AtomicUsize::new(0),
+            drops_options: AtomicBool::new(false),
         });
         let ours = Arc::clone(&shared);
         thread::spawn(move || accept(&ours, listener, address, &upstream));
@@ -148,6 +150,12 @@ impl Proxy {
     /// the answer passes. Once.
     pub fn cut_after(&self, text: &str) {
         self.shared.state().cut_after = Some(text.to_owned());
+    }
+
+    /// From now on connections begin without the settings their client asks for, as behind a pooler that ignores the
+    /// startup parameter `options`.
+    pub fn drop_options(&self) {
+        self.shared.drops_options.store(true, Ordering::SeqCst);
     }
 
     /// Statements whose answer was cut off so far.
@@ -259,9 +267,16 @@ impl Link {
 fn to_server(shared: &Shared, link: &Link) {
     let mut statements = Statements::default();
     let mut chunk = vec![0; 16 * 1024];
+    let mut first = shared.drops_options.load(Ordering::SeqCst);
     while let Some(bytes) = read(&mut &link.client, &mut chunk, link) {
         if !pass(shared, link, true) {
             return;
+        }
+        if std::mem::take(&mut first) {
+            if link.server.write(&without_options(bytes)).is_err() {
+                return;
+            }
+            continue;
         }
         for text in statements.finished_by(bytes) {
             let mut state = shared.state();
@@ -274,6 +289,22 @@ fn to_server(shared: &Shared, link: &Link) {
             return;
         }
     }
+}
+
+/// A startup message (length, protocol, then names and values, each ended by a NUL) without `options`.
+fn without_options(startup: &[u8]) -> Vec<u8> {
+    let words: Vec<&[u8]> = startup[8..].split(|byte| *byte == 0).collect();
+    let mut kept = startup[4..8].to_vec();
+    for pair in words.chunks(2).filter(|pair| pair.len() == 2 && !pair[0].is_empty() && pair[0] != b"options")
+    {
+        for word in pair {
+            kept.extend_from_slice(word);
+            kept.push(0);
+        }
+    }
+    kept.push(0);
+    let length = u32::try_from(kept.len() + 4).expect("a short message").to_be_bytes();
+    [length.as_slice(), &kept].concat()
 }
 
 fn to_client(shared: &Shared, link: &Link) {
