@@ -113,10 +113,10 @@ fn show(
 async fn live(db: &mut PgConnection) -> Result<Vec<(RowStatus, i64)>, sqlx::Error> {
     let counts = sqlx::query!(
         r#"select
-             (select count(*) from JobHistory where Ready) as "pending!",
+             (select count(*) from only JobHistory where Ready) as "pending!",
              count(*) filter (where h.StatusID = 2) as "in_progress!",
              count(*) filter (where h.StatusID = -1) as "cancel!"
-           from JobHistory h
+           from only JobHistory h
            where h.ID = any(array(select vm.rows_in_progress())) and h.StatusID in (2, -1)"#
     )
     .fetch_one(db)

@@ -66,6 +66,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("engine.drain_seconds", Rule::Number(0.0, 86_400.0)),
     ("engine.result_max_bytes", Rule::Whole(1, 104_857_600)),
     ("engine.retry_max_seconds", Rule::Number(1.0, 31_536_000.0)),
+    ("engine.archive_after_hours", Rule::Number(0.1, 87_600.0)),
+    ("engine.retention_every_seconds", Rule::Number(0.05, 86_400.0)),
     ("schedule.missed_grace_seconds", Rule::Number(0.0, 86_400.0)),
     ("schedule.missed_max", Rule::Whole(1, 100_000)),
     ("log.format", Rule::OneOf(&["classic", "json", "journald"])),

@@ -147,6 +147,8 @@ pub struct EngineSection {
     pub drain_seconds: f64,
     pub result_max_bytes: usize,
     pub retry_max_seconds: f64,
+    pub archive_after_hours: f64,
+    pub retention_every_seconds: f64,
 }
 
 impl EngineSection {
@@ -178,6 +180,16 @@ impl EngineSection {
     /// Between two attempts at most.
     pub fn retry_max(&self) -> Duration {
         seconds(self.retry_max_seconds)
+    }
+
+    /// How long finished rows stay beside the live ones.
+    pub fn archive_after(&self) -> Duration {
+        seconds(self.archive_after_hours * 3600.0)
+    }
+
+    /// Between two turns of the archive.
+    pub fn retention_every(&self) -> Duration {
+        seconds(self.retention_every_seconds)
     }
 
     /// The threads that run jobs, with 0 resolved: the cores of this machine, at least 2.

@@ -132,7 +132,7 @@ async fn look(
     errand: &Errand,
 ) -> Result<Option<HashMap<i32, Arc<dyn AnyJob>>>, sqlx::Error> {
     let is_there = sqlx::query_scalar!(
-        r#"select exists (select from JobHistory h where h.ID = $1 and h.Ready and h.Crashes >= 2) as "is_there!""#,
+        r#"select exists (select from only JobHistory h where h.ID = $1 and h.Ready and h.Crashes >= 2) as "is_there!""#,
         errand.row.0,
     )
     .fetch_one(&mut *db)

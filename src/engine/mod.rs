@@ -6,6 +6,8 @@
 //!                       heartbeat (cancels) ── running ── watch (time limits, grace)
 //! ```
 //!
+//! Long after report, retire moves the row to the table of its month, and at last removes it.
+//!
 //! Beside claim stands alone, which has suspects run in processes of their own; such a process has errand instead.
 //!
 //! All loops run on the control runtime, jobs on another, so that a job that blocks its thread starves no
@@ -21,6 +23,7 @@ mod link;
 mod others;
 mod report;
 mod rescue;
+mod retire;
 mod running;
 pub(crate) mod state;
 
@@ -90,23 +93,27 @@ impl Engine {
                 spawn.spawn(errand::run(Arc::clone(&state), executor.clone(), errand, claiming.clone()))
             }
         };
+        let mut carers = vec![
+            spawn.spawn(rescue::run(Arc::clone(&state), caring.clone())),
+            spawn.spawn(watch(Arc::clone(&state), executor, caring.clone())),
+            spawn.spawn(follow_sources(limiter, state.hints.clone(), caring.clone())),
+            spawn.spawn(listen::run(
+                state.options.clone(),
+                state.limits,
+                state.hints.clone(),
+                caring.clone(),
+            )),
+        ];
+        if state.errand.is_none() {
+            carers.push(spawn.spawn(retire::run(Arc::clone(&state), caring.clone())));
+        }
         Self {
             claim,
             alone: launcher
                 .map(|launcher| spawn.spawn(alone::run(Arc::clone(&state), launcher, claiming.clone()))),
             report: spawn.spawn(report::run(Arc::clone(&state), reports, reporting.clone())),
             heartbeat: spawn.spawn(heartbeat::run(Arc::clone(&state), pulsing.clone())),
-            carers: vec![
-                spawn.spawn(rescue::run(Arc::clone(&state), caring.clone())),
-                spawn.spawn(watch(Arc::clone(&state), executor, caring.clone())),
-                spawn.spawn(follow_sources(limiter, state.hints.clone(), caring.clone())),
-                spawn.spawn(listen::run(
-                    state.options.clone(),
-                    state.limits,
-                    state.hints.clone(),
-                    caring.clone(),
-                )),
-            ],
+            carers,
             claiming,
             caring,
             reporting,

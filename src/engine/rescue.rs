@@ -125,10 +125,10 @@ async fn look(db: &mut sqlx::PgConnection, runner: Uuid) -> Result<Found, sqlx::
              exists (select from CancelRequest q where q.RunnerID = $1
                or not exists (select from Runner r where r.ID = q.RunnerID)) as "requests!",
              exists (select from SourceShare x where not exists (select from Runner r where r.ID = x.RunnerID)) as "shares!",
-             (select count(*) from (select from JobHistory h where h.Ready limit 10000) w) as "waiting!",
+             (select count(*) from (select from only JobHistory h where h.Ready limit 10000) w) as "waiting!",
              (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
                 or exists (select from SourceShare x where x.SourceConfigID = g.SourceConfigID and (x.Waiting > 0 or x.StartSince is not null))) as "limited!",
-             exists (select from JobHistory h where h.Ready and h.Crashes >= 2) as "suspects!""#,
+             exists (select from only JobHistory h where h.Ready and h.Crashes >= 2) as "suspects!""#,
         runner,
     )
     .fetch_one(db)
@@ -148,7 +148,7 @@ async fn forget_answered_requests(db: &mut sqlx::PgConnection, runner: Uuid) -> 
     sqlx::query!(
         "delete from CancelRequest q
          where (q.RunnerID = $1 or not exists (select from Runner r where r.ID = q.RunnerID))
-           and not exists (select from JobHistory h where h.ID = q.HistoryID and h.StatusID = -1)",
+           and not exists (select from only JobHistory h where h.ID = q.HistoryID and h.StatusID = -1)",
         runner,
     )
     .execute(db)

@@ -7,7 +7,7 @@ with me as materialized (
   select r.ID from Runner r where r.ID = $1 and r.AloneID = $2 and not r.Draining for key share
 ), taken as materialized (
   select h.ID, h.ConfigID
-  from JobHistory h
+  from only JobHistory h
   join ClaimableConfig c on c.ID = h.ConfigID
   where h.ID = $2 and h.StatusID = 1 and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()
     and exists (select from me)
@@ -19,7 +19,7 @@ with me as materialized (
   select $1, t.ConfigID, array[t.ID], 1 from taken t
   returning ID
 )
-update JobHistory h
+update only JobHistory h
 set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StartedDate = clock_timestamp(), PulseDate = clock_timestamp(), WaitingSince = null,
     StopReason = null, Progress = null

@@ -4,7 +4,7 @@ with me as materialized (
   select r.ID from Runner r where r.ID = $1 and not r.Draining for key share
 ), reserved as materialized (
   select h.ConfigID, count(*) as Places
-  from JobHistory h
+  from only JobHistory h
   where h.ID = any(array(select r.AloneID from Runner r where r.AloneID is not null)) and h.StatusID = 1
   group by h.ConfigID
 ), lane as materialized (
@@ -20,7 +20,7 @@ with me as materialized (
   from lane
   cross join lateral (
     select h.ID, h.ConfigID, h.Priority, h.NotBefore
-    from JobHistory h
+    from only JobHistory h
     where h.Ready and h.ConfigID = lane.ID and h.NotBefore <= statement_timestamp() and h.Crashes < $5
     order by h.Priority, h.NotBefore, h.ID
     limit lane.Room
@@ -32,7 +32,7 @@ with me as materialized (
   select $1, t.ConfigID, array_agg(t.ID), count(*)::int from taken t group by t.ConfigID
   returning ID, ConfigID
 )
-update JobHistory h
+update only JobHistory h
 set StatusID = 2, ThreadID = $1, ClaimID = b.ID, Attempt = h.Attempt + 1,
     StartedDate = clock_timestamp(), PulseDate = clock_timestamp(), WaitingSince = null,
     StopReason = null, Progress = null

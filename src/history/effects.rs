@@ -29,7 +29,7 @@ pub async fn intend(
     let found = sqlx::query!(
         r#"with mine as materialized (
              select h.ID
-             from JobHistory h
+             from only JobHistory h
              where h.ID = $1 and h.ThreadID = $2 and h.ClaimID = $3 and h.Attempt = $4 and h.StatusID in (2, -1)
              for share
            ), before as materialized (

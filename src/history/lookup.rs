@@ -17,7 +17,7 @@ pub async fn still_owned(
         "select h.ID
          from unnest($2::uuid[], $3::bigint[]) as f (ID, ClaimID)
          cross join lateral (
-           select h.ID from JobHistory h
+           select h.ID from only JobHistory h
            where h.ID = f.ID and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.StatusID in (2, -1) offset 0) h",
         runner,
         &ids,
@@ -70,7 +70,7 @@ pub async fn unheard_claims(
          from unheard k
          cross join lateral unnest(k.HistoryIDs) as i (ID)
          cross join lateral (
-           select h.ID, h.Attempt, h.ConfigID from JobHistory h
+           select h.ID, h.Attempt, h.ConfigID from only JobHistory h
            where h.ID = i.ID and h.ThreadID = $1 and h.ClaimID = k.ID and h.StatusID in (2, -1) offset 0) h",
         runner,
         floor,
@@ -102,10 +102,10 @@ pub async fn live_rows_of_schedule(
     schedule: Uuid,
 ) -> Result<Vec<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
-        r#"select h.ID as "id!" from JobHistory h
+        r#"select h.ID as "id!" from only JobHistory h
            where h.Ready and h.ConfigID = $1 and h.ScheduleID = $2
            union all
-           select h.ID from JobHistory h
+           select h.ID from only JobHistory h
            where h.ID = any(array(
                select unnest(k.HistoryIDs) from Claim k where k.ConfigID = $1 and k.Open > 0))
              and h.StatusID in (2, -1) and h.ScheduleID = $2"#,

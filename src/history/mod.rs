@@ -19,6 +19,7 @@
 pub mod effects;
 pub mod lookup;
 pub mod moves;
+pub mod retire;
 mod status;
 
 pub use status::Status;

@@ -89,11 +89,11 @@ pub async fn insert_autostarted(db: impl PgExecutor<'_>, configs: &[Uuid]) -> Re
         "insert into JobHistory (ConfigID, StatusID, Origin)
          select c.ID, 1, 'autostart'
          from unnest($1::uuid[]) as c (ID)
-         where not exists (select from JobHistory h where h.Ready and h.ConfigID = c.ID)
+         where not exists (select from only JobHistory h where h.Ready and h.ConfigID = c.ID)
            and not exists (
              select from Claim k
              cross join lateral unnest(k.HistoryIDs) as i (ID)
-             join JobHistory h on h.ID = i.ID
+             join only JobHistory h on h.ID = i.ID
              where k.ConfigID = c.ID and k.Open > 0 and h.ClaimID = k.ID and h.StatusID in (2, -1))
          returning ConfigID",
         configs,
@@ -213,7 +213,7 @@ pub async fn claim_alone(db: &mut PgConnection, runner: Uuid, id: HistoryId) -> 
     let lane = sqlx::query!(
         r#"select c.ID, c.MaxInstances,
              (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID) as "open!"
-           from JobHistory h join JobConfig c on c.ID = h.ConfigID
+           from only JobHistory h join JobConfig c on c.ID = h.ConfigID
            where h.ID = $1 and h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()"#,
         id.0,
     )
@@ -445,10 +445,10 @@ pub async fn write_progress(
         "with news as (select * from unnest($2::uuid[], $3::text[]) as n (ID, Progress)),
          mine as materialized (
            select h.ID, n.Progress
-           from news n join JobHistory h on h.ID = n.ID
+           from news n join only JobHistory h on h.ID = n.ID
            where h.ThreadID = $1 and h.StatusID = 2
            for no key update of h skip locked)
-         update JobHistory h
+         update only JobHistory h
          set Progress = m.Progress, PulseDate = clock_timestamp()
          from mine m
          where h.ID = m.ID",
@@ -481,7 +481,7 @@ pub async fn forget_closed_claims(db: impl PgExecutor<'_>, runner: Uuid) -> Resu
             or (not exists (select from Runner r where r.ID = k.RunnerID)
                 and not exists (
                   select from unnest(k.HistoryIDs) as i (ID)
-                  join JobHistory h on h.ID = i.ID
+                  join only JobHistory h on h.ID = i.ID
                   where h.ThreadID = k.RunnerID and h.ClaimID = k.ID and h.StatusID in (2, -1)))",
         runner,
     )
@@ -501,7 +501,7 @@ pub async fn cancel(db: &mut PgConnection, id: HistoryId) -> Result<Option<Statu
 
 /// Live -> cancel for several rows, as an operator would by hand.
 pub async fn cancel_all(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<(), sqlx::Error> {
-    sqlx::query!("update JobHistory set StatusID = -1 where ID = any($1) and StatusID in (1, 2)", ids)
+    sqlx::query!("update only JobHistory set StatusID = -1 where ID = any($1) and StatusID in (1, 2)", ids)
         .execute(db)
         .await
         .map(drop)

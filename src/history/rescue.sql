@@ -15,11 +15,11 @@ with dead as materialized (
   from dead d
   cross join lateral unnest(d.HistoryIDs) as i (ID)
   cross join lateral (
-    select h.ID from JobHistory h
+    select h.ID from only JobHistory h
     where h.ID = i.ID and h.ThreadID = d.RunnerID and h.ClaimID = d.ID and h.StatusID in (2, -1)
     for no key update skip locked) h
 ), rescued as (
-  update JobHistory h
+  update only JobHistory h
   set Crashes = h.Crashes + 1,
       (StatusID, NotBefore, FinishedDate, StopReason, Error) = (
         select n.Status,

@@ -33,7 +33,7 @@ with finished as materialized (
   from finished f
   cross join lateral (
     select h.ID, h.StatusID, h.ConfigID, h.Interruptions
-    from JobHistory h
+    from only JobHistory h
     where h.ID = f.ID and h.ThreadID = $1 and h.ClaimID = f.ClaimID and h.Attempt = f.Attempt and h.StatusID in (2, -1)
     for no key update skip locked) h
 ), next as materialized (
@@ -55,7 +55,7 @@ with finished as materialized (
   from owned o
   join config c on c.ID = o.ConfigID
 ), settled as (
-  update JobHistory h
+  update only JobHistory h
   set StatusID = n.Status,
       Attempt = case when n.Status <> 1 then h.Attempt when n.Verdict in (4, 5) then h.Attempt - 1
                      when n.IterationEnds then 0 else h.Attempt end,

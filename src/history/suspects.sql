@@ -5,14 +5,14 @@
 -- stands by itself, so that it is always the small index that is read.
 with suspect as materialized (
   select h.ID, h.ConfigID, h.Priority, h.NotBefore
-  from JobHistory h
+  from only JobHistory h
   where h.Ready and h.Crashes >= 2 and h.NotBefore <= statement_timestamp()
     and h.JobID = any($1) and h.ID <> all($2)
     and not exists (select from Runner r where r.AloneID = h.ID)
 ), lane as materialized (
   select c.ID, c.MaxInstances,
     (select coalesce(sum(k.Open), 0) from Claim k where k.ConfigID = c.ID) as Running,
-    (select count(*) from Runner r join JobHistory h on h.ID = r.AloneID
+    (select count(*) from Runner r join only JobHistory h on h.ID = r.AloneID
      where r.AloneID is not null and h.Ready and h.ConfigID = c.ID) as Reserved
   from ClaimableConfig c
   where c.ID = any(array(select s.ConfigID from suspect s))

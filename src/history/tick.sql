@@ -8,7 +8,7 @@
 -- (engine/alone.rs), and where a process waits to run one, its lane keeps a place for it.
 with reserved as materialized (
   select h.ConfigID, count(*) as Places
-  from JobHistory h
+  from only JobHistory h
   where h.ID = any(array(select r.AloneID from Runner r where r.AloneID is not null)) and h.StatusID = 1
   group by h.ConfigID
 ), lane as materialized (
@@ -16,7 +16,7 @@ with reserved as materialized (
   from ClaimableConfig c
   where c.JobID = any($1)
     and exists (
-      select from JobHistory h
+      select from only JobHistory h
       where h.Ready and h.ConfigID = c.ID and h.NotBefore <= statement_timestamp() and h.Crashes < $2
       offset 0)
     and (c.MaxInstances = 0
@@ -27,12 +27,12 @@ select
   array(select ID from lane where MaxInstances = 0) as "free!",
   array(select ID from lane where MaxInstances > 0) as "limited!",
   (select extract(epoch from min(h.NotBefore) - statement_timestamp())::float8
-   from JobHistory h
+   from only JobHistory h
    where h.Ready and h.NotBefore > h.CreatedDate and h.NotBefore > statement_timestamp()) as next_due_seconds,
   exists (
     select from JobSchedule s
     where s.Active and s.Error is null and (s.NextRun is null or s.NextRun <= statement_timestamp())) as "schedules_due!",
   exists (
-    select from JobHistory h
+    select from only JobHistory h
     where h.Ready and h.Crashes >= 2 and h.JobID = any($1) and h.NotBefore <= statement_timestamp()) as "suspects_due!",
   exists (select from WakeHint w where not w.Armed) as "unarmed!"

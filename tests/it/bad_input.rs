@@ -91,8 +91,8 @@ fn a_row_must_name_one_known_configuration() {
             ),
             (
                 insert("StatusID, ConfigID, ParentJobID", &format!("1, '{config}', '{nobody}'")),
-                "jobhistory_parent_exists",
-                "",
+                "does not exist",
+                "ParentJobID is the ID of another row",
             ),
         ],
     );

@@ -34,7 +34,7 @@ fn an_outcome_whose_owner_cannot_be_asked_for_is_written_when_the_table_is_free(
     let mut row = db.session(Speaker::Operator);
     row.exec(&format!("begin; select from JobHistory where ID = '{held}' for update"));
     gate.exec("select pg_advisory_unlock(1)");
-    db.wait_for(&report_is("query like '%as f (ID, ClaimID)%from JobHistory%'"), "1", SOON);
+    db.wait_for(&report_is("query like '%as f (ID, ClaimID)%from only JobHistory%'"), "1", SOON);
     // The second outcome is written while the table's lock is already asked for. That is granted before the next
     // question about the first one, which fails.
     let mut claim = db.session(Speaker::Operator);

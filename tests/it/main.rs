@@ -38,6 +38,7 @@ mod plans;
 mod poison;
 mod rescue_races;
 mod restart;
+mod retention;
 mod roles;
 mod roles_commands;
 mod roles_matrix;

@@ -15,13 +15,25 @@ mod inserts;
 mod latency;
 mod parked;
 mod peers;
+mod retention;
 mod scaling;
 mod snapshot;
 
 /// What `--` takes as arguments; without any, all but `peers`, which wants a program that is built apart.
 pub(crate) const PARTS: &[&str] = &[
-    "latency", "idle", "drain", "inserts", "hint", "parked", "backlog", "cancel", "snapshot", "history",
-    "scaling", "peers",
+    "latency",
+    "idle",
+    "drain",
+    "inserts",
+    "hint",
+    "parked",
+    "backlog",
+    "cancel",
+    "snapshot",
+    "history",
+    "retention",
+    "scaling",
+    "peers",
 ];
 
 pub(crate) async fn measure(part: &str, world: &World, results: &mut Results) -> Result<()> {
@@ -36,6 +48,7 @@ pub(crate) async fn measure(part: &str, world: &World, results: &mut Results) ->
         "cancel" => cancel::measure(world, results).await,
         "snapshot" => snapshot::measure(world, results).await,
         "history" => history::measure(world, results).await,
+        "retention" => retention::measure(world, results).await,
         "scaling" => scaling::measure(world, results).await,
         "peers" => peers::measure(world, results).await,
         _ => bail!("there is no part {part}; there are {}", PARTS.join(", ")),

@@ -61,7 +61,7 @@ async fn jobs(db: &mut PgConnection, registry: &Registry) -> Result<Check, Failu
     let jobs = sqlx::query!(
         r#"select j.Struct as struct,
              (select count(*) from JobConfig c where c.JobID = j.ID and c.Active) as "configs!",
-             (select count(*) from JobConfig c join JobHistory h on h.ConfigID = c.ID and h.Ready
+             (select count(*) from JobConfig c join only JobHistory h on h.ConfigID = c.ID and h.Ready
               where c.JobID = j.ID) as "pending!",
              exists (select from Runner r where j.ID = any(r.Jobs)
                and r.Pulse > clock_timestamp() - r.LeaseSeconds * interval '1 second') as "runs!"

@@ -53,17 +53,23 @@ begin
     end if;
     execute format('revoke all on function %s from public, rosterd_runner, rosterd_operator, rosterd_viewer', o.signature);
     if o.is_trigger then
-      -- Nobody may hang a trigger of ours on a table of their own. These write where their callers may not, and
-      -- follow_cancel and check_job_config_source must see the rows of every organization.
+      -- Nobody may hang a trigger of ours on a table of their own. These write where their callers may not, or must
+      -- see the rows of every organization.
       if o.proname in ('guard_job_history', 'follow_cancel', 'send_wake_hint', 'apply_job_config',
-          'check_job_config_source', 'forget_effects') then
+          'check_job_config_source', 'forget_effects', 'check_parent',
+          'check_archived_rows', 'keep_what_is_needed') then
         execute format('alter function %s security definer', o.signature);
       end if;
     elsif o.prosecdef then
       if o.proname = 'my_organizations' then
         execute format('grant execute on function %s to rosterd_operator, rosterd_viewer', o.signature);
-      elsif o.proname = 'rows_in_progress' then
+      elsif o.proname in ('rows_in_progress', 'config_retention') then
         execute format('grant execute on function %s to rosterd_runner, rosterd_operator, rosterd_viewer', o.signature);
+      elsif o.proname = 'check_id_is_new' then
+        execute format('grant execute on function %s to rosterd_runner, rosterd_operator', o.signature);
+      elsif o.proname in ('archive_history', 'expired_history', 'detach_expired_month', 'forget_removed_rows',
+          'drop_removed_month', 'delete_expired_rows') then
+        execute format('grant execute on function %s to rosterd_runner', o.signature);
       elsif o.proname in ('limit_source', 'seal_source', 'token_url_of') then
         execute format('grant execute on function %s to rosterd_operator', o.signature);
       end if;

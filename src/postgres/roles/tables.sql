@@ -94,4 +94,6 @@ begin
       execute format('grant update (%s) on vm.%s to rosterd_operator', t.updates, t.name);
     end if;
   end loop;
+  -- The months of JobHistory are read as JobHistory is, and written by nobody but the owner's functions.
+  perform vm.copy_rights_to_month(m.Month) from vm.history_months() m;
 end $do$;
