@@ -109,7 +109,7 @@ mod seeded {
             "rescue-of-the-living",
             &[("not exists (select from Runner r where r.ID = k.RunnerID)", "random() < 0.2")],
         ),
-        ("rescue-revives-cancelled", &[("when v.StatusID = -1 then 5", "")]),
+        ("rescue-revives-cancelled", &[("when h.StatusID = -1 then 5", "")]),
         ("crash-not-counted", &[("Crashes = h.Crashes + 1,", "Crashes = h.Crashes,")]),
         ("lanes-not-locked", &[("for no key update skip locked", "")]),
     ];

@@ -144,7 +144,7 @@ async fn turn(
     // Without processes for them, suspects run like all others.
     let suspect_from = if engine.alone_processes == 0 { i32::MAX } else { SUSPECT_FROM };
     let hinted = std::mem::take(&mut memory.hinted);
-    let look = match memory.look.take().filter(|look| look.began.elapsed() < LOOK_HOLDS && !memory.around) {
+    let look = match memory.look.take().filter(|look| Instant::now() < look.holds_until && !memory.around) {
         Some(look) => look,
         None if hinted && memory.usual_twice => Look::guessed(&memory.usual),
         None => match look_anew(state, db, job_ids, suspect_from).await? {
@@ -180,15 +180,19 @@ async fn turn(
     Ok(None)
 }
 
-/// The longest that one look at the queue serves several claims. Rows that come meanwhile in front of those it found, or
-/// in other lanes, wait for the next look.
+/// How long one look at the queue serves several claims, at least. Rows that come meanwhile in front of those it found,
+/// or in other lanes, wait for the next look.
 const LOOK_HOLDS: Duration = Duration::from_millis(100);
+/// While an old snapshot keeps the dead entries of the index alive, a look steps over all of them and takes long. It holds
+/// ten times as long as it took, so that looks never take most of the time, but no longer than a hint may be late.
+const LOOK_IS_WORTH: u32 = 10;
+const LOOK_HOLDS_AT_MOST: Duration = Duration::from_secs(1);
 
 /// What a look at the queue found, and how far it has been claimed.
 #[derive(Debug)]
 struct Look {
     tick: moves::Tick,
-    began: Instant,
+    holds_until: Instant,
     after: moves::Place,
     is_guess: bool,
 }
@@ -197,7 +201,8 @@ impl Look {
     /// After a hint: the lanes in which there was something the last two times. Of a job that is started again and again
     /// this saves the look, a quarter of the time from its INSERT to its start.
     fn guessed(usual: &moves::Tick) -> Self {
-        Self { tick: usual.clone(), began: Instant::now(), after: moves::Place::START, is_guess: true }
+        let holds_until = Instant::now() + LOOK_HOLDS;
+        Self { tick: usual.clone(), holds_until, after: moves::Place::START, is_guess: true }
     }
 
     /// What is left of it for the next claim, if there is likely to be more: where the claim was full. A limited lane may
@@ -217,13 +222,14 @@ async fn look_anew(
     suspect_from: i32,
 ) -> Result<Result<Look, Duration>, DatabaseError> {
     let poll = state.settings.engine.poll();
-    let began = Instant::now();
+    let mut began = Instant::now();
     let mut tick = state.promptly(moves::tick(&mut *db, job_ids, suspect_from)).await?;
     if tick.schedules_due {
         state.hints.schedule.notify_one();
     }
     if tick.is_idle() && tick.unarmed {
         state.promptly(arm(&mut *db)).await?;
+        began = Instant::now();
         tick = state.promptly(moves::tick(&mut *db, job_ids, suspect_from)).await?;
     }
     if tick.suspects_due {
@@ -233,7 +239,9 @@ async fn look_anew(
         let due = tick.next_due_seconds.map_or(poll, |s| Duration::from_secs_f64(s.clamp(0.0, 60.0)));
         return Ok(Err(due.min(poll)));
     }
-    Ok(Ok(Look { tick, began, after: moves::Place::START, is_guess: false }))
+    let took = began.elapsed();
+    let holds_until = Instant::now() + (LOOK_IS_WORTH * took).clamp(LOOK_HOLDS, LOOK_HOLDS_AT_MOST);
+    Ok(Ok(Look { tick, holds_until, after: moves::Place::START, is_guess: false }))
 }
 
 /// What a turn leaves for the next.

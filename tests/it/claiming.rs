@@ -276,6 +276,37 @@ fn with_the_hints_lost_a_row_starts_by_the_clock() {
 }
 
 #[test]
+fn a_row_of_another_lane_than_the_usual_one_does_not_wait_for_the_clock() {
+    let mut db = TestDb::new();
+    let [usual, other] = ["NoopJob", "SleepJob"].map(|job| db.config(job, "MaxInstances", "0"));
+    let _daemon = Daemon::start_with(&db, &[("ROSTERD__ENGINE__POLL_SECONDS", "60")]);
+    for config in [&usual, &usual, &usual, &other, &usual, &other] {
+        let id = db.insert(config, if config == &other { r#"{"seconds": 0}"# } else { "{}" });
+        db.wait_status(&id, 3);
+    }
+}
+
+#[test]
+fn a_more_urgent_row_overtakes_a_drain_that_is_under_way() {
+    let mut db = TestDb::new();
+    let config = db.config("NoopJob", "MaxInstances", "0");
+    let urgent = db.config("SleepJob", "MaxInstances", "0");
+    db.exec(&format!(
+        "insert into JobHistory (ConfigID, StatusID, Priority) select '{config}', 1, 5 from generate_series(1, 10000)"
+    ));
+    let _daemon = Daemon::start_with(&db, &[("ROSTERD__ENGINE__CLAIM_BATCH", "5")]);
+    db.wait_for("select count(*) > 100 from JobHistory where StatusID = 3", "t", crate::support::SOON);
+    // Behind the place at which the drain has arrived: in its own lane, and in another.
+    for (config, payload) in [(&config, "{}"), (&urgent, r#"{"seconds": 0}"#)] {
+        let id = db.text(&format!(
+            "insert into JobHistory (ConfigID, StatusID, Priority, Payload) values ('{config}', 1, 1, '{payload}') returning ID"
+        ));
+        db.wait_status(&id, 3);
+    }
+    assert_eq!(db.text("select count(*) > 1000 from JobHistory where StatusID = 1"), "t", "it overtook");
+}
+
+#[test]
 fn two_daemons_never_run_a_row_twice() {
     let mut db = TestDb::new();
     let config = db.config("TalkJob", "MaxInstances", "0");

@@ -24,7 +24,8 @@ pub(super) async fn measure(world: &World, results: &mut Results) -> Result<()> 
         world.idle_daemon(&mut db, "cancel", &[("ROSTERD__ENGINE__WORKERS", workers.as_str())]).await?;
     insert_rows(&mut db, sleep, SLEEPERS).await?;
     wait(&mut db, "select (select coalesce(sum(Open), 0) from Claim) = 10000").await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // A session that has nothing to do reports what it wrote after ten seconds.
+    tokio::time::sleep(Duration::from_secs(12)).await;
     results.add(
         "cancel",
         "RSS of the daemon with 10,000 jobs asleep",
