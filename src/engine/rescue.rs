@@ -70,10 +70,8 @@ async fn turn(state: &EngineState, link: &mut Link, sweep: bool, busy: bool) -> 
             rescue(state, db).await?;
             state.within(moves::forget_closed_claims(&mut *db, runner)).await?;
         }
-        if found.requests {
+        if found.leavings {
             state.within(forget_answered_requests(&mut *db, runner)).await?;
-        }
-        if found.shares {
             state.within(forget_shares_of_the_dead(&mut *db)).await?;
         }
         // For `systemctl status`.
@@ -104,10 +102,8 @@ async fn rescue(state: &EngineState, db: &mut sqlx::PgConnection) -> Result<(), 
 struct Found {
     /// Claims without a runner, or closed ones of ours.
     claims: bool,
-    /// Cancel requests without a runner, or to us.
-    requests: bool,
-    /// Shares of sources without a runner.
-    shares: bool,
+    /// Cancel requests or shares of sources without a runner, or requests to us.
+    leavings: bool,
     /// Pending rows. Counting stops at ten thousand: it is a hint for people, and must cost nothing.
     waiting: i64,
     /// Sources that are paused or waited for.
@@ -123,8 +119,8 @@ async fn look(db: &mut sqlx::PgConnection, runner: Uuid) -> Result<Found, sqlx::
              exists (select from Claim k where (k.RunnerID = $1 and k.Open <= 0)
                or not exists (select from Runner r where r.ID = k.RunnerID)) as "claims!",
              exists (select from CancelRequest q where q.RunnerID = $1
-               or not exists (select from Runner r where r.ID = q.RunnerID)) as "requests!",
-             exists (select from SourceShare x where not exists (select from Runner r where r.ID = x.RunnerID)) as "shares!",
+               or not exists (select from Runner r where r.ID = q.RunnerID))
+             or exists (select from SourceShare x where not exists (select from Runner r where r.ID = x.RunnerID)) as "leavings!",
              (select count(*) from (select from only JobHistory h where h.Ready limit 10000) w) as "waiting!",
              (select count(*) from SourceGate g where g.PausedUntil > clock_timestamp()
                 or exists (select from SourceShare x where x.SourceConfigID = g.SourceConfigID and (x.Waiting > 0 or x.StartSince is not null))) as "limited!",
