@@ -1,8 +1,8 @@
 //! How many rows, how often: woken by a hint or the clock, takes what is due and hands it to dispatch.
 //!
 //! The clock is the guarantee (`engine.poll_seconds`, or the next due time if that is sooner); hints only make
-//! it faster. A look at the queue may serve several claims, see [`Look`]. Before it sleeps it arms the wake-up hint and looks once more, so that a row inserted in between
-//! is not left to the clock.
+//! it faster. A look at the queue may serve several claims (`Look`). Before it sleeps it arms the wake-up hint and
+//! looks once more, so that a row inserted in between is not left to the clock.
 
 use super::dispatch::dispatch;
 use super::execute::{Executor, FinishedJob};

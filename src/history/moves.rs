@@ -134,7 +134,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// Before every row: no Priority of one is that low.
+    /// Before every row: the least Priority there is, and no NotBefore is earlier (migration 20261122000400).
     pub const START: Self = Self { priority: i32::MIN, not_before: DateTime::UNIX_EPOCH, id: Uuid::nil() };
 }
 
