@@ -9,6 +9,8 @@ mod error;
 pub mod net;
 mod paging;
 mod retry;
+pub mod scanner;
+pub mod ticket_engine;
 mod tls;
 mod transport;
 
