@@ -36,6 +36,7 @@ pub(super) enum Ending {
     Failed(ScannerError),
 }
 
+/// Only that nobody waits any more gets here: what is wrong with a document is told as an item.
 impl From<Broken> for Ending {
     fn from(broken: Broken) -> Self {
         match broken {
@@ -234,8 +235,9 @@ impl Collection {
 
     fn unreachable(&self, group: &str) -> Result<(Hosts, Vec<Complaint>), Ending> {
         let Place::Folder(folder) = &self.place else { return Ok((Hosts::new(), Vec::new())) };
-        let group = folder.group(group).map_err(|problem| self.problem(problem))?;
-        Ok(unreachable::read(&group.join(UNREACHABLE)))
+        let path = folder.group(group).map_err(|problem| self.problem(problem))?.join(UNREACHABLE);
+        let name = if group == ITSELF { UNREACHABLE.to_owned() } else { format!("{group}/{UNREACHABLE}") };
+        Ok(unreachable::read(&path, &name))
     }
 
     fn problem(&self, problem: String) -> Ending {

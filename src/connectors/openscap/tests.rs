@@ -479,7 +479,7 @@ async fn a_scan_ends_when_there_is_something_newer_of_every_target() {
     let wanted =
         [("web-02", "timed out (2026-11-22T02:00:00Z)"), ("web-01", "assessed"), ("web-03", "assessed")];
     assert_eq!(fates(&results), wanted);
-    assert!(problems.len() == 1 && problems[0].starts_with("unreachable.csv line 2"), "{problems:?}");
+    assert!(problems.len() == 1 && problems[0].starts_with("web/unreachable.csv line 2"), "{problems:?}");
 }
 
 #[tokio::test]

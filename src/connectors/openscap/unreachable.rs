@@ -17,7 +17,7 @@ pub(super) struct Unreachable {
 }
 
 /// Of the file.
-const MAX_BYTES: u64 = 16 << 20;
+const MAX_BYTES: u64 = 4 << 20;
 /// Of a reason, in characters.
 const MAX_REASON: usize = 1000;
 /// Lines that are complained about.
@@ -26,12 +26,13 @@ const MAX_COMPLAINTS: usize = 20;
 /// By asset.
 pub(super) type Hosts = HashMap<String, Unreachable>;
 
-/// The last time of each host, and what makes no sense. No file is an empty one.
-pub(super) fn read(file: &Path) -> (Hosts, Vec<Complaint>) {
+/// The last time of each host, and what makes no sense in the file, which is called by `name`. No file is an empty one.
+pub(super) fn read(file: &Path, name: &str) -> (Hosts, Vec<Complaint>) {
     let (mut hosts, mut complaints) = (Hosts::new(), Vec::new());
-    let name = file.file_name().unwrap_or_default().display().to_string();
-    let unreadable =
-        |error: io::Error| Complaint { about: name.clone(), problem: format!("it cannot be read: {error}") };
+    let unreadable = |error: io::Error| Complaint {
+        about: name.to_owned(),
+        problem: format!("it cannot be read: {error}"),
+    };
     let opened = match open_file(file) {
         Ok(opened) => opened,
         Err(error) => {
@@ -40,22 +41,25 @@ pub(super) fn read(file: &Path) -> (Hosts, Vec<Complaint>) {
         }
     };
     let fresh = is_fresh(opened.metadata().and_then(|file| file.modified()));
-    let mut lines = BufReader::new(opened.take(MAX_BYTES));
+    let mut lines = BufReader::new(opened.take(MAX_BYTES + 1));
     let (mut line, mut number) = (Vec::new(), 0);
     loop {
         line.clear();
-        match lines.read_until(b'\n', &mut line) {
-            Ok(0) => break,
-            Ok(_) => {}
-            Err(error) => {
-                complaints.push(unreadable(error));
-                break;
-            }
+        if let Err(error) = lines.read_until(b'\n', &mut line) {
+            complaints.push(unreadable(error));
+            break;
         }
         number += 1;
-        if fresh && !line.ends_with(b"\n") {
-            // Somebody writes it at this moment.
-            break;
+        if !line.ends_with(b"\n") {
+            if lines.get_ref().limit() == 0 {
+                let problem = format!("it has more than {MAX_BYTES} bytes, and is not read further");
+                complaints.push(Complaint { about: name.to_owned(), problem });
+                break;
+            }
+            // The end, or a line that somebody writes at this moment.
+            if fresh || line.is_empty() {
+                break;
+            }
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_start_matches('\u{feff}').trim();
@@ -99,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("unreachable.csv");
         std::fs::write(&file, text).unwrap();
-        read(&file)
+        read(&file, "unreachable.csv")
     }
 
     #[test]
@@ -122,8 +126,17 @@ b,yesterday,x\n,2026-11-22T01:00:00Z\n\xff\nc,2026-11-22T03:00:00+02:00\n",
     }
 
     #[test]
+    fn a_file_without_end_is_given_up() {
+        let line = b"a,2026-11-22T01:00:00Z,x\n";
+        let (hosts, complaints) =
+            read_text(&line.repeat(usize::try_from(MAX_BYTES).unwrap() / line.len() + 1));
+        assert_eq!((hosts.len(), complaints.len()), (1, 1));
+        assert!(complaints[0].problem.starts_with("it has more than"), "{complaints:?}");
+    }
+
+    #[test]
     fn no_file_is_an_empty_one() {
-        let (hosts, complaints) = read(Path::new("/nowhere/unreachable.csv"));
+        let (hosts, complaints) = read(Path::new("/nowhere/unreachable.csv"), "unreachable.csv");
         assert!(hosts.is_empty() && complaints.is_empty());
     }
 }
