@@ -1,6 +1,7 @@
 //! What each key may hold: one table, used for files, environment and command line alike.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -35,6 +36,8 @@ pub(super) enum Rule {
     VariableNames,
     /// A list of files.
     Files,
+    /// A list of absolute paths of folders.
+    Folders,
     /// The public half of a key or nothing.
     PublicKey,
 }
@@ -89,6 +92,7 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("sources.retry_max_seconds", Rule::Number(0.001, 3600.0)),
     ("sources.retry_total_seconds", Rule::Number(0.0, 86_400.0)),
     ("sources.ca_dir", Rule::Text),
+    ("sources.folders", Rule::Folders),
     ("commands.dir", Rule::Text),
     ("commands.output_max_bytes", Rule::Whole(1, 104_857_600)),
     ("commands.env", Rule::VariableNames),
@@ -137,7 +141,7 @@ impl Rule {
             Self::Number(..) => trimmed.parse().ok().map(Value::Float),
             Self::Flag => trimmed.to_lowercase().parse().ok().map(Value::Boolean),
             Self::OneOf(_) => Some(Value::String(trimmed.to_lowercase())),
-            Self::Networks | Self::VariableNames | Self::Files => {
+            Self::Networks | Self::VariableNames | Self::Files | Self::Folders => {
                 let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
             }
@@ -180,10 +184,12 @@ impl Rule {
                 None
             }
             (Self::PublicKey, _) => Some("the public key that `rosterd secret keygen` printed".to_owned()),
-            (Self::Networks | Self::VariableNames | Self::Files, Value::Array(items)) => {
+            (Self::Networks | Self::VariableNames | Self::Files | Self::Folders, Value::Array(items)) => {
                 return items.iter().try_for_each(|item| self.check_item(item));
             }
-            (Self::Networks | Self::VariableNames | Self::Files, _) => Some(self.list_wish().to_owned()),
+            (Self::Networks | Self::VariableNames | Self::Files | Self::Folders, _) => {
+                Some(self.list_wish().to_owned())
+            }
         };
         match wish {
             None => Ok(()),
@@ -198,6 +204,7 @@ impl Rule {
                 !name.is_empty() && !name.contains(['=', '\0']) && !name.contains(char::is_whitespace)
             }
             (Self::Files, Value::String(file)) => !file.trim().is_empty(),
+            (Self::Folders, Value::String(folder)) => Path::new(folder).is_absolute(),
             _ => false,
         };
         if fits {
@@ -211,6 +218,7 @@ impl Rule {
         match self {
             Self::Networks => "a list of networks such as [\"10.0.0.0/8\", \"127.0.0.0/8\"]",
             Self::Files => "a list of files such as [\"/etc/rosterd/secret.key\"]",
+            Self::Folders => "a list of folders, each from the root, such as [\"/srv/scap\"]",
             _ => "a list of names of environment variables such as [\"PATH\", \"TZ\"]",
         }
     }

@@ -279,6 +279,7 @@ pub struct SourcesSection {
     pub retry_max_seconds: f64,
     pub retry_total_seconds: f64,
     pub ca_dir: PathBuf,
+    pub folders: Vec<PathBuf>,
 }
 
 impl SourcesSection {

@@ -191,6 +191,17 @@ fn a_list_comes_from_the_environment_with_commas() {
 }
 
 #[test]
+fn folders_that_sources_may_read_begin_at_the_root() {
+    let config = load_environment(&[("ROSTERD__SOURCES__FOLDERS", "/srv/scap, /srv/b")]).unwrap();
+    assert_eq!(config.sources.folders, [Path::new("/srv/scap"), Path::new("/srv/b")]);
+    let error = load_file("[sources]\nfolders = [\"scap\"]\n").unwrap_err();
+    assert!(
+        error.starts_with("`sources.folders` is a list with \"scap\", give a list of folders"),
+        "{error}"
+    );
+}
+
+#[test]
 fn keys_of_secrets_are_files_and_whatever_stands_in_the_place_of_a_public_key_is_never_repeated() {
     let config = load_environment(&[("ROSTERD__SECRETS__KEYS", "/etc/a.key, /etc/b.key")]).unwrap();
     assert_eq!(config.secrets.keys, [Path::new("/etc/a.key"), Path::new("/etc/b.key")]);

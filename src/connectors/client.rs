@@ -169,6 +169,19 @@ impl SourceClient {
         self.exchange(&outgoing).await
     }
 
+    /// A GET of the source's Address itself, for sources that are one file.
+    pub async fn get_address(&self) -> Result<Answer, ClientError> {
+        let outgoing = Outgoing {
+            method: Method::GET,
+            url: self.parts.base.url().clone(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            idempotent: true,
+            signed: true,
+        };
+        self.exchange(&outgoing).await
+    }
+
     /// Calls page after page, see [`Paging`].
     pub fn pages(&self, call: Call, paging: Paging) -> Pages {
         Pages::new(self.clone(), call, paging)

@@ -32,6 +32,7 @@ mod locked_tables;
 mod logs;
 mod many_runners;
 mod odd_servers;
+mod openscap;
 mod operator_fuzz;
 mod outages;
 mod plans;
