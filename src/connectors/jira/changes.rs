@@ -123,7 +123,13 @@ impl Reader<'_> {
         let (mut all, mut last, mut keys) = (Vec::new(), None::<String>, HashSet::new());
         loop {
             let jql = last.iter().fold(span.clone(), |jql, last| jql.and(&KEY, Is::Above, last));
-            let found = self.jira.rest.search(&jql, &fields).await?;
+            let found = self.jira.rest.search(&jql, &fields).await.map_err(|error| match error {
+                // JIRA knows no order of keys for one that was deleted meanwhile. Later it is not asked for again.
+                TicketError::Answer { problem, .. } if last.is_some() => {
+                    TicketError::Answer { problem, passing: true }
+                }
+                other => other,
+            })?;
             last = found.issues.last().and_then(key_of).map(str::to_owned);
             all.extend(self.read(found.issues, discovery));
             if found.is_all {
@@ -152,12 +158,15 @@ impl Reader<'_> {
     }
 
     /// Each ticket, and whether it belongs to the organization.
-    fn read(&self, issues: Vec<Value>, discovery: &Discovery) -> Vec<Result<(RemoteTicket, bool), TicketError>> {
+    fn read(
+        &self,
+        issues: Vec<Value>,
+        discovery: &Discovery,
+    ) -> Vec<Result<(RemoteTicket, bool), TicketError>> {
         let read = |value: Value| {
             let key = key_of(&value).unwrap_or("an issue without a key").to_owned();
-            let ticket = serde_json::from_value::<Issue>(value)
-                .map_err(|error| error.to_string())
-                .and_then(|issue| {
+            let ticket =
+                serde_json::from_value::<Issue>(value).map_err(|error| error.to_string()).and_then(|issue| {
                     let is_ours = issue::belongs_to(&issue, self.organization, discovery);
                     issue::decode(&issue, &self.jira.settings, discovery).map(|ticket| (ticket, is_ours))
                 });

@@ -96,8 +96,14 @@ mod tests {
         // At 01:00 UTC on 25 October 2026 the clock goes from 03:00 back to 02:00.
         for inside in ["2026-10-25T00:00:30Z", "2026-10-25T00:30:00Z", "2026-10-25T01:59:59Z"] {
             let (before, after) = (zone.at_or_before(at(inside)), zone.after(at(inside)));
-            assert_eq!((zone.text(before), before), ("2026/10/25 01:59".to_owned(), at("2026-10-24T23:59:00Z")));
-            assert_eq!((zone.text(after), after), ("2026/10/25 03:00".to_owned(), at("2026-10-25T02:00:00Z")));
+            assert_eq!(
+                (zone.text(before), before),
+                ("2026/10/25 01:59".to_owned(), at("2026-10-24T23:59:00Z"))
+            );
+            assert_eq!(
+                (zone.text(after), after),
+                ("2026/10/25 03:00".to_owned(), at("2026-10-25T02:00:00Z"))
+            );
         }
         // In spring an hour is missing, and no time is in it.
         assert_eq!(zone.text(zone.at_or_before(at("2026-03-29T01:00:00Z"))), "2026/03/29 03:00");

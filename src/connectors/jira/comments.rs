@@ -1,10 +1,10 @@
 //! Comments that are left once. The last line of each names the change it belongs to, so that an attempt that died
 //! after it had left the comment is told from one that had not.
 
+use super::document;
 use super::fields::{self, TEXT};
 use super::rest::{Rest, issue_path};
 use super::wire::Comments;
-use super::document;
 use crate::connectors::ticket_engine::TicketError;
 use serde_json::json;
 
@@ -38,11 +38,8 @@ async fn is_there(rest: &Rest, key: &str, line: &str) -> Result<bool, TicketErro
     let tail = format!("{}/comment", issue_path(key)?);
     let mut read = 0;
     loop {
-        let call = rest
-            .get(&tail)
-            .query("startAt", read)
-            .query("maxResults", PAGE)
-            .query("orderBy", "-created");
+        let call =
+            rest.get(&tail).query("startAt", read).query("maxResults", PAGE).query("orderBy", "-created");
         let page: Comments = rest.read(call, "list comments").await?;
         let ends_so = |text: String| text.lines().next_back().is_some_and(|last| last.trim() == line);
         if page.comments.iter().any(|comment| document::to_text(&comment.body).is_some_and(ends_so)) {

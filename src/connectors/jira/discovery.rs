@@ -33,7 +33,8 @@ impl Discovery {
         for (ours, theirs) in &settings.status_map {
             if !statuses.iter().any(|status| same(&status.name, theirs)) {
                 let names = statuses.iter().map(|status| status.name.as_str());
-                let problem = unknown("status", theirs, &format!("status_map.{ours}"), nearest(theirs, names));
+                let problem =
+                    unknown("status", theirs, &format!("status_map.{ours}"), nearest(theirs, names));
                 return Err(rest.source_problem(problem));
             }
         }

@@ -10,7 +10,8 @@ use serde_json::{Map, Value, json};
 /// What every marker begins with, so that it is found among other labels.
 const MARKER: &str = "rosterd-";
 /// JIRA's own fields that are read of every issue.
-const READ: [&str; 7] = ["status", "resolution", "resolutiondate", "assignee", "duedate", "labels", "updated"];
+const READ: [&str; 7] =
+    ["status", "resolution", "resolutiondate", "assignee", "duedate", "labels", "updated"];
 
 /// The fields of a new issue: those of JIRA itself, and those that are mapped and have a value. An error names the field.
 pub(super) fn encode(
@@ -87,7 +88,11 @@ pub(super) fn read_fields(discovery: &Discovery) -> Vec<&str> {
 }
 
 /// An issue as rosterd sees it. An error says what it lacks.
-pub(super) fn decode(issue: &Issue, settings: &Settings, discovery: &Discovery) -> Result<RemoteTicket, String> {
+pub(super) fn decode(
+    issue: &Issue,
+    settings: &Settings,
+    discovery: &Discovery,
+) -> Result<RemoteTicket, String> {
     let value = |id: &str| issue.fields.get(id).filter(|value| !value.is_null());
     let mapped = |field| value(&discovery.field(field)?.id);
     let text = |field| mapped(field).and_then(fields::text);

@@ -111,7 +111,10 @@ mod tests {
     #[test]
     fn values_in_jql_are_quoted_whatever_they_hold() {
         let asked = |value: &str| {
-            Jql::project("SEC").and(&Column::Word("labels"), Is::Equal, value).order_by("key DESC").to_string()
+            Jql::project("SEC")
+                .and(&Column::Word("labels"), Is::Equal, value)
+                .order_by("key DESC")
+                .to_string()
         };
         assert_eq!(asked("rosterd-1"), r#"project = "SEC" AND labels = "rosterd-1" ORDER BY key DESC"#);
         assert_eq!(
@@ -130,10 +133,7 @@ mod tests {
             .and(&Column::Custom(10_001), Is::Holding, "a \"b\"")
             .and(&Column::Named("Odd\" Name".to_owned()), Is::Above, "1")
             .to_string();
-        assert_eq!(
-            asked,
-            r#"project = "SEC" AND cf[10001] ~ "\"a \\\"b\\\"\"" AND "Odd\" Name" > "1""#
-        );
+        assert_eq!(asked, r#"project = "SEC" AND cf[10001] ~ "\"a \\\"b\\\"\"" AND "Odd\" Name" > "1""#);
     }
 
     proptest! {

@@ -136,7 +136,8 @@ impl Jira {
             && let Some(kind) = &field.kind
         {
             let value = kind.encode(&Given::Instant(at), self.settings.flavour).map_err(|problem| {
-                self.rest.source_problem(format!("`field_map.last_checked` in its Payload: the field {problem}"))
+                self.rest
+                    .source_problem(format!("`field_map.last_checked` in its Payload: the field {problem}"))
             })?;
             wanted.insert(field.id.clone(), value);
         }

@@ -119,7 +119,8 @@ impl Rest {
 
     /// What an answer says.
     pub(super) fn decode<T: DeserializeOwned>(&self, answer: &Answer, doing: &str) -> Result<T, TicketError> {
-        let odd = |problem: String| TicketError::Answer { problem: self.client.mask(&problem), passing: false };
+        let odd =
+            |problem: String| TicketError::Answer { problem: self.client.mask(&problem), passing: false };
         if answer.truncated {
             return Err(odd(format!(
                 "JIRA was asked to {doing}, and its answer is longer than `sources.response_max_bytes`"
@@ -208,7 +209,9 @@ impl Refusal {
     fn sentence(&self, name: impl Fn(&str) -> Option<String>) -> String {
         let (doing, status) = (&self.doing, self.status);
         if let Some(login) = self.login {
-            return format!("JIRA refused to {doing} ({status}): it does not accept the credentials, {login}");
+            return format!(
+                "JIRA refused to {doing} ({status}): it does not accept the credentials, {login}"
+            );
         }
         let what = self.complaints(name);
         let what = if what.is_empty() { String::new() } else { format!(": {what}") };
@@ -262,7 +265,8 @@ fn clock(headers: &HeaderMap) -> DateTime<Utc> {
 
 /// The path of an issue, if that is what the key is one of: anything else in a path could lead elsewhere.
 pub(super) fn issue_path(key: &str) -> Result<String, TicketError> {
-    let is_word = |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_word =
+        |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     match key.rsplit_once('-') {
         Some((project, number)) if is_word(project) && number.parse::<u64>().is_ok() => {
             Ok(format!("issue/{key}"))
@@ -281,7 +285,9 @@ mod tests {
     #[test]
     fn a_key_leads_nowhere_but_to_an_issue() {
         assert_eq!(issue_path("SEC_2-12").unwrap(), "issue/SEC_2-12");
-        for key in ["", "SEC", "SEC-", "-1", "SEC-1/..", "../x-1", "SEC-1?x=1", "SEC-%2e", "SEC--1", "SEC-+1x"] {
+        for key in
+            ["", "SEC", "SEC-", "-1", "SEC-1/..", "../x-1", "SEC-1?x=1", "SEC-%2e", "SEC--1", "SEC-+1x"]
+        {
             assert!(issue_path(key).is_err(), "{key}");
         }
     }

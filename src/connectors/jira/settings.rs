@@ -1,7 +1,8 @@
 //! `SourceConfig.Payload` of a JIRA: which project, and what things are called there.
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::value::Error;
+use serde::de::{IgnoredAny, IntoDeserializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -89,7 +90,7 @@ struct Payload {
     #[serde(default)]
     status_map: BTreeMap<String, String>,
     #[serde(default)]
-    field_map: BTreeMap<TicketField, String>,
+    field_map: BTreeMap<String, String>,
     #[serde(default)]
     resolution_map: BTreeMap<String, String>,
     #[serde(default)]
@@ -101,6 +102,8 @@ struct Payload {
     _tls_ca_file: Option<IgnoredAny>,
 }
 
+type IntoName<'a> = <&'a str as IntoDeserializer<'a, Error>>::Deserializer;
+
 impl Settings {
     /// From the Payload of a source at `host`. An error finishes "source JIRA: ".
     pub(super) fn new(payload: &Value, host: &str) -> Result<Self, String> {
@@ -109,13 +112,26 @@ impl Settings {
             let place = if path == "." { String::new() } else { format!(" at `{path}`") };
             format!("its Payload does not make sense{place}: {}", error.inner())
         })?;
+        let mut field_map = BTreeMap::new();
+        for (ours, theirs) in payload.field_map {
+            let name: IntoName<'_> = ours.as_str().into_deserializer();
+            let field = TicketField::deserialize(name).map_err(|error| {
+                format!("`field_map.{ours}` in its Payload is no field of rosterd: {error}")
+            })?;
+            if theirs.trim().is_empty() {
+                return Err(format!(
+                    "`field_map.{ours}` in its Payload is empty; give a name or ID of JIRA's"
+                ));
+            }
+            field_map.insert(field, theirs);
+        }
         let settings = Self {
             flavour: payload.flavour.unwrap_or_else(|| Flavour::of_host(host)),
             project: payload.project,
             issue_type: payload.issue_type,
             workflow: BTreeMap::new(),
             status_map: payload.status_map,
-            field_map: payload.field_map,
+            field_map,
             resolution_map: payload.resolution_map,
         };
         settings.check()?;
@@ -184,7 +200,8 @@ impl Settings {
                 _ => false,
             };
             let one = sharing.iter().copied().find(told);
-            sharing = one.or_else(|| sharing.into_iter().find(|ours| of(ours).is_none())).into_iter().collect();
+            sharing =
+                one.or_else(|| sharing.into_iter().find(|ours| of(ours).is_none())).into_iter().collect();
         }
         sharing.first().map_or_else(|| status.to_owned(), |ours| (*ours).clone())
     }
@@ -246,6 +263,7 @@ mod tests {
             (json!({"flavour": "datacenter"}), "expected `server` or `cloud`"),
             (json!({"field_map": {"host_nam": "Host"}}), "unknown variant `host_nam`"),
             (json!({"field_map": {"host_name": 5}}), "`field_map.host_name`"),
+            (json!({"field_map": {"host_name": " "}}), "`field_map.host_name` in its Payload is empty"),
             (json!({"status_map": {"Open": ""}}), "`status_map.Open`"),
             (json!({"workflow": {"Open": "Closed"}}), "`workflow.Open`"),
             (

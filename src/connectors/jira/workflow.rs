@@ -40,7 +40,7 @@ pub(super) async fn bring(jira: &Jira, mut issue: Issue, wish: Wish<'_>) -> Resu
         }
         let call = rest.get(&tail).query("expand", "transitions.fields");
         let offered: Transitions = rest.read(call, "list the steps of its workflow").await?;
-        let step = choose(&offered.transitions, &jira.settings, &status, &wish)
+        let step = choose(&offered.transitions, &jira.settings, &been, &wish)
             .map_err(|problem| rest.workflow_problem(&key, problem))?;
         let mut body = json!({"transition": {"id": step.transition.id}});
         if !step.fields.is_empty() {
@@ -75,14 +75,15 @@ struct Step<'a> {
     fields: Map<String, Value>,
 }
 
-/// The step that leads there, or else the first of the shortest way that Payload knows. An error is a sentence for the
-/// operator.
+/// The step that leads there, or else the first of the shortest way that Payload knows, though not back to where the
+/// issue has `been`; it is at the last of these. An error is a sentence for the operator.
 fn choose<'a>(
     offered: &'a [Transition],
     settings: &Settings,
-    from: &str,
+    been: &[String],
     wish: &Wish<'_>,
 ) -> Result<Step<'a>, String> {
+    let from = been.last().map_or("", String::as_str);
     let wanted = settings.to_jira(wish.status);
     let leading_to = |target: &str| offered.iter().filter(|step| same(&step.to.name, target)).collect();
     let mut steps: Vec<&Transition> = leading_to(wanted);
@@ -92,6 +93,7 @@ fn choose<'a>(
             .into_iter()
             .flatten()
             .filter(|next| offered.iter().any(|step| same(&step.to.name, next)))
+            .filter(|next| !been.iter().any(|before| same(before, next)))
             .filter_map(|next| Some((distance(&settings.workflow, next, wanted)?, next)))
             .min_by_key(|(distance, _)| *distance);
         if let Some((_, next)) = next {
@@ -198,10 +200,16 @@ mod tests {
         serde_json::from_value(steps.clone()).unwrap()
     }
 
-    fn chosen(steps: &Value, payload: &Value, from: &str, to: &str) -> Result<(String, Map<String, Value>), String> {
+    fn chosen(
+        steps: &Value,
+        payload: &Value,
+        from: &str,
+        to: &str,
+    ) -> Result<(String, Map<String, Value>), String> {
         let steps = offered(steps);
         let wish = Wish { status: to, fields: &Map::new() };
-        choose(&steps, &settings(payload), from, &wish).map(|step| (step.transition.id.clone(), step.fields))
+        choose(&steps, &settings(payload), &[from.to_owned()], &wish)
+            .map(|step| (step.transition.id.clone(), step.fields))
     }
 
     #[test]
@@ -223,7 +231,8 @@ mod tests {
 
     #[test]
     fn what_a_step_requires_is_filled_in_or_named() {
-        let close = |fields: Value| json!([{"id": "1", "name": "Close", "to": {"name": "Closed"}, "fields": fields}]);
+        let close =
+            |fields: Value| json!([{"id": "1", "name": "Close", "to": {"name": "Closed"}, "fields": fields}]);
         let resolution = |names: &[&str]| {
             let names: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
             close(json!({"resolution": {"required": true, "name": "Resolution", "allowedValues": names}}))
