@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::large_futures)]
 
-use crate::generic_jobs::settings;
+use crate::generic_jobs::{pool, settings, source};
 use crate::source_client::client_with;
 use crate::support::SOON;
 use crate::support::fake_jira::{FakeJira, Step, Store, Trouble};
@@ -257,6 +257,25 @@ async fn a_name_in_payload_that_jira_does_not_have_is_answered_with_the_one_that
     let error = Jira::new(client).unwrap_err();
     assert!(error.to_string().contains("missing field `issue_type`"), "{error}");
     assert_eq!(fake.effects(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_statement_of_the_page_about_sources_makes_a_jira() {
+    let pool = pool().await;
+    let source = source(&pool, "JIRA", "https://jira.example.com", json!({})).await;
+    let page = include_str!("../../docs/sources.md");
+    let statement = page.split("```sql").find(|block| block.contains("Source = 'JIRA'")).unwrap();
+    let statement = statement.split("```").next().unwrap();
+    let statement = statement.replace("where Source = 'JIRA'", &format!("where ID = '{}'", source.id));
+    let done = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&pool).await.unwrap();
+    assert_eq!(done.rows_affected(), 1);
+    let payload: Value = sqlx::query_scalar("select Payload from vm.SourceConfig where ID = $1")
+        .bind(source.id)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    let client = client_with("http://127.0.0.1", json!({}), payload, &quick()).await.unwrap();
+    Jira::new(client).unwrap();
 }
 
 // ---- changing tickets ----
