@@ -6,6 +6,7 @@ mod body;
 mod call;
 pub mod client;
 mod error;
+pub mod jira;
 pub mod net;
 pub mod openscap;
 mod paging;

@@ -24,6 +24,7 @@ mod failures_page;
 mod faq;
 mod generic_jobs;
 mod guard;
+mod jira;
 mod limit_edges;
 mod limit_priorities;
 mod limits;
