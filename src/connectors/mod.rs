@@ -7,6 +7,7 @@ mod call;
 pub mod client;
 mod error;
 pub mod net;
+pub mod nexpose;
 mod paging;
 mod retry;
 pub mod scanner;

@@ -31,6 +31,7 @@ mod load;
 mod locked_tables;
 mod logs;
 mod many_runners;
+mod nexpose;
 mod odd_servers;
 mod operator_fuzz;
 mod outages;
