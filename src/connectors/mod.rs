@@ -8,6 +8,7 @@ pub mod client;
 mod error;
 pub mod jira;
 pub mod net;
+pub mod nexpose;
 pub mod openscap;
 mod paging;
 mod retry;

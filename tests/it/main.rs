@@ -32,6 +32,7 @@ mod load;
 mod locked_tables;
 mod logs;
 mod many_runners;
+mod nexpose;
 mod odd_servers;
 mod openscap;
 mod operator_fuzz;

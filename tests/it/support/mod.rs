@@ -4,6 +4,7 @@ pub mod api;
 mod daemon;
 mod database;
 pub mod fake_jira;
+pub mod fake_nexpose;
 mod login;
 pub mod proxy;
 mod psql;
