@@ -8,6 +8,7 @@ pub mod client;
 mod error;
 pub mod net;
 mod paging;
+pub mod qualys;
 mod retry;
 pub mod scanner;
 pub mod ticket_engine;
