@@ -3,6 +3,7 @@
 pub mod api;
 mod daemon;
 mod database;
+pub mod fake_qualys;
 mod login;
 pub mod proxy;
 mod psql;
