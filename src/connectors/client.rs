@@ -141,6 +141,11 @@ impl SourceClient {
         self.retries
     }
 
+    /// `sources.response_max_bytes`, for connectors that choose how much they ask for at once.
+    pub(super) fn response_max_bytes(&self) -> usize {
+        self.parts.body_limits.max_bytes
+    }
+
     /// The source it calls.
     pub fn source(&self) -> &SourceConfig {
         &self.parts.source

@@ -11,6 +11,7 @@ pub mod net;
 pub mod nexpose;
 pub mod openscap;
 mod paging;
+pub mod qualys;
 mod retry;
 pub mod scanner;
 pub mod ticket_engine;

@@ -4,8 +4,12 @@ use super::transport::TransportError;
 use crate::config::SourcesSection;
 use chrono::{DateTime, Utc};
 use http::header::{DATE, RETRY_AFTER};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use std::time::Duration;
+
+/// Headers in which sources that know no Retry-After say after how many seconds a call may be made that they blocked. On
+/// answers to calls that were carried out they are 0 or speak of later ones.
+const BLOCKED_FOR: [HeaderName; 1] = [HeaderName::from_static("x-ratelimit-towait-sec")];
 
 /// How often, and for how long, a call is tried again.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -81,6 +85,7 @@ fn is_worth_it(ending: &Ending<'_>, idempotent: bool) -> bool {
     match ending {
         // It was refused, so it was not carried out, whatever it was.
         Ending::Answer(StatusCode::TOO_MANY_REQUESTS, _) => true,
+        Ending::Answer(status, headers) if blocked_for(*status, headers).is_some() => true,
         Ending::Answer(
             StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
             _,
@@ -92,8 +97,23 @@ fn is_worth_it(ending: &Ending<'_>, idempotent: bool) -> bool {
     }
 }
 
-/// How long the source wants to be left alone: `Retry-After` of a 429 or 503, in seconds or as a date.
+/// How long the source wants to be left alone: `Retry-After` of a 429 or 503, in seconds or as a date, or one of
+/// [`BLOCKED_FOR`].
 pub(super) fn pause_wanted(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    retry_after(status, headers).or_else(|| blocked_for(status, headers))
+}
+
+/// Qualys blocks with 409, which elsewhere says that the call can never be carried out; its header tells.
+fn blocked_for(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    if ![StatusCode::TOO_MANY_REQUESTS, StatusCode::CONFLICT].contains(&status) {
+        return None;
+    }
+    let seconds =
+        BLOCKED_FOR.iter().find_map(|name| headers.get(name)?.to_str().ok()?.trim().parse().ok())?;
+    (seconds > 0).then(|| Duration::from_secs(seconds))
+}
+
+fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if ![StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&status) {
         return None;
     }
@@ -142,8 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn a_header_that_says_for_how_long_a_call_is_blocked_counts_where_it_was_blocked() {
+        let seconds = |status: u16, seconds: &str| {
+            let headers = headers(&[("x-ratelimit-towait-sec", seconds)]);
+            pause_wanted(StatusCode::from_u16(status).unwrap(), &headers).map(|pause| pause.as_secs())
+        };
+        assert_eq!((seconds(409, "7"), seconds(429, "7")), (Some(7), Some(7)));
+        assert_eq!((seconds(200, "7"), seconds(409, "0"), seconds(409, "soon")), (None, None, None));
+        let both = headers(&[("x-ratelimit-towait-sec", "7"), ("retry-after", "9")]);
+        assert_eq!(pause_wanted(StatusCode::TOO_MANY_REQUESTS, &both), Some(Duration::from_secs(9)));
+    }
+
+    #[test]
     fn only_what_does_no_harm_is_sent_again() {
         let none = HeaderMap::new();
+        let blocked = headers(&[("x-ratelimit-towait-sec", "7")]);
         let broken = TransportError::Broken("reset".to_owned());
         let refused = TransportError::NoConnection("refused".to_owned());
         let silent = TransportError::ConnectTimeout;
@@ -154,6 +187,8 @@ mod tests {
             (answer(502, &none), true, false),
             (answer(503, &none), true, false),
             (answer(504, &none), true, false),
+            (answer(409, &blocked), true, true),
+            (answer(409, &none), false, false),
             (answer(500, &none), false, false),
             (answer(501, &none), false, false),
             (answer(401, &none), false, false),

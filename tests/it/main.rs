@@ -39,6 +39,7 @@ mod operator_fuzz;
 mod outages;
 mod plans;
 mod poison;
+mod qualys;
 mod rescue_races;
 mod restart;
 mod retention;

@@ -5,6 +5,7 @@ mod daemon;
 mod database;
 pub mod fake_jira;
 pub mod fake_nexpose;
+pub mod fake_qualys;
 mod login;
 pub mod proxy;
 mod psql;
