@@ -1,6 +1,8 @@
 //! Every table x verb x role x organization: what the roles may do, in one table. A table to come fails here until it
 //! has its line.
 
+mod vulnerability;
+
 use crate::support::{Login, TestDb, with_roles};
 use std::fmt::Write as _;
 
@@ -236,11 +238,16 @@ const MATRIX: &[Line] = &[
     },
 ];
 
+fn lines() -> impl Iterator<Item = &'static Line> {
+    MATRIX.iter().chain(vulnerability::LINES)
+}
+
 /// A row of this organization in every table that has rows of organizations.
 fn fill(db: &mut TestDb, code: &str) {
     db.exec(&format!(
         r#"do $$
         declare org uuid; source uuid; config uuid; history uuid;
+          device uuid; key uuid; vulnerability uuid; detection uuid; ticket uuid;
         begin
           select ID into org from Organization where Code = '{code}';
           insert into Job (Struct) values ('NoopJob') on conflict do nothing;
@@ -259,7 +266,9 @@ fn fill(db: &mut TestDb, code: &str) {
           insert into SourceShare (SourceConfigID, RunnerID) values (source, new_id());
           insert into Runner (ID, Host, PID, Version, LeaseSeconds, Workers) values (new_id(), 'x', 1, '1', 1, 1);
           insert into OrganizationMember (Login, OrganizationID) values ('somebody', org);
-        end $$"#
+          {}
+        end $$"#,
+        vulnerability::FILL
     ));
 }
 
@@ -272,14 +281,13 @@ fn statements(db: &mut TestDb, line: &Line, code: &str, login: &str) -> [Vec<Str
     };
     let org = db.text(&format!("select ID from Organization where Code = '{code}'"));
     let (config, source, history) = (of("JobConfig", db), of("SourceConfig", db), of("JobHistory", db));
-    let fill = |text: &str| {
-        text.replace("{row}", ROW)
-            .replace("{org}", &org)
-            .replace("{login}", login)
-            .replace("{config}", &config)
-            .replace("{source}", &source)
-            .replace("{row_id}", &history)
-    };
+    let mut ids = vec![("{row}".to_owned(), ROW.to_owned()), ("{login}".to_owned(), login.to_owned())];
+    for table in ["Device", "TagKey", "VulnerabilityInfo", "Detection", "Ticket"] {
+        ids.push((format!("{{{table}}}"), of(table, db)));
+    }
+    let own = [("{org}", org), ("{config}", config), ("{source}", source), ("{row_id}", history)];
+    ids.extend(own.map(|(name, id)| (name.to_owned(), id)));
+    let fill = |text: &str| ids.iter().fold(text.to_owned(), |text, (name, id)| text.replace(name, id));
     // The row by its key, found by one who sees everything.
     let table = line.table;
     let keys = db
@@ -360,7 +368,7 @@ fn every_table_verb_role_and_organization_is_as_the_matrix_says() {
     let mut operator = Login::new(&mut db, "rosterd_operator", &["A"]);
     let mut viewer = Login::new(&mut db, "rosterd_viewer", &["A"]);
     let mut nobody = Login::new(&mut db, "rosterd_operator", &[]);
-    for line in MATRIX {
+    for line in lines() {
         for (n, code) in ["A", "B"].into_iter().enumerate() {
             check(line, "the runner", &verbs(&mut db, &mut runner, line, code), line.runner);
             let place = if n == 0 { "an operator at home" } else { "an operator abroad" };
@@ -379,7 +387,7 @@ fn the_owner_may_do_all_but_rewrite_the_audit() {
     let mut db = with_roles();
     fill(&mut db, "A");
     let mut owner = Login::new(&mut db, "rosterd_owner", &[]);
-    for line in MATRIX {
+    for line in lines() {
         let found = verbs(&mut db, &mut owner, line, "A");
         if line.table == "AuditLog" {
             assert_eq!(found, "++---", "appends and reads");
@@ -397,7 +405,7 @@ fn every_table_of_the_schema_has_its_line_in_the_matrix() {
     let tables = db
         .rows("select relname from pg_class where relnamespace = 'vm'::regnamespace and relkind in ('r', 'p') order by 1")
         .unwrap();
-    let mut listed: Vec<String> = MATRIX.iter().map(|line| line.table.to_lowercase()).collect();
+    let mut listed: Vec<String> = lines().map(|line| line.table.to_lowercase()).collect();
     listed.sort_unstable();
     assert_eq!(tables.concat(), listed);
 }

@@ -267,6 +267,35 @@ fn every_table_and_view_says_what_it_is_for() {
 }
 
 #[test]
+fn every_column_of_vulnerability_management_says_what_it_means() {
+    let mut db = TestDb::new();
+    let silent = db
+        .rows(
+            "select c.relname || '.' || a.attname
+             from pg_class c
+             join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+             where c.oid = any ('{Device,Detection,DetectionStatus,VulnerabilityInfo,VulnerabilityReference,Ticket,TicketHistory,
+               TicketChange,TicketEngineState,TicketStatus,TicketRescan,Ignore,IgnoreType,AssetGroup,AssignmentRules,CategoryRule,
+               Tag,TagKey,TagMap,OperatingSystemType,ScanSummary}'::regclass[])
+               and col_description(c.oid, a.attnum) is null",
+        )
+        .unwrap();
+    assert!(silent.is_empty(), "{silent:?}");
+    // In every key the organization comes first.
+    let others = db
+        .rows(
+            "select c.relname from pg_index i join pg_class c on c.oid = i.indrelid
+             join pg_attribute a on a.attrelid = c.oid and a.attname = 'organizationid'
+             where c.relnamespace = 'vm'::regnamespace and i.indisunique and i.indkey[0] <> a.attnum
+               and c.relname in ('device', 'detection', 'vulnerabilityinfo', 'vulnerabilityreference', 'ticket', 'tickethistory',
+                 'ticketchange', 'ticketenginestate', 'ticketrescan', 'ignore', 'assetgroup', 'assignmentrules', 'categoryrule',
+                 'tag', 'tagkey', 'tagmap', 'scansummary')",
+        )
+        .unwrap();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+#[test]
 fn what_an_insert_leaves_out_is_filled_from_its_configuration_and_job() {
     let mut db = TestDb::new();
     db.exec("insert into Job (Struct, Priority) values ('NoopJob', 4)");

@@ -57,7 +57,7 @@ begin
       -- see the rows of every organization.
       if o.proname in ('guard_job_history', 'follow_cancel', 'send_wake_hint', 'apply_job_config',
           'check_job_config_source', 'forget_effects', 'check_parent',
-          'check_archived_rows', 'keep_what_is_needed') then
+          'check_archived_rows', 'keep_what_is_needed', 'keep_ticket_history') then
         execute format('alter function %s security definer', o.signature);
       end if;
     elsif o.prosecdef then

@@ -27,7 +27,7 @@ from pg_proc p
 where p.pronamespace = 'vm'::regnamespace and not p.prosecdef
   and p.proname in ('guard_job_history', 'follow_cancel', 'send_wake_hint', 'apply_job_config', 'check_job_config_source',
     'forget_effects', 'check_parent', 'check_archived_rows',
-    'keep_what_is_needed')
+    'keep_what_is_needed', 'keep_ticket_history')
 union all
 select 'function is_runner believes a setting alone'
 from pg_proc p

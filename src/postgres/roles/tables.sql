@@ -60,7 +60,37 @@ begin
     ('WakeHint', 'select, update', '', 'false', '', '', ''),
 
     ('SourceGate', 'select, insert, update', '*', '$of_source', '', '', ''),
-    ('SourceShare', 'select, insert, update, delete', '*', '$of_source', '', '', '')
+    ('SourceShare', 'select, insert, update, delete', '*', '$of_source', '', '', ''),
+
+    ('OperatingSystemType', 'select', '*', 'true', '', '', ''),
+    ('DetectionStatus', 'select', '*', 'true', '', '', ''),
+    ('IgnoreType', 'select', '*', 'true', '', '', ''),
+    ('TicketStatus', 'select', '*', 'true', '', '', ''),
+    ('Device', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('AssetGroup', 'select, insert, update', '*', '$mine', '', 'CloudSourceID, RescanQueueSkip', ''),
+    ('TagKey', 'select, insert', '*', '$mine', 'OrganizationID, KeyValue', '', ''),
+    ('Tag', 'select, insert, update, delete', '*', '$mine', 'OrganizationID, DeviceID, TagKeyID, Value', 'Value', ''),
+    ('VulnerabilityInfo', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('VulnerabilityReference', 'select, insert, delete', '*', '$mine', '', '', ''),
+    ('Ignore', 'select, insert, update', '*', '$mine',
+      'OrganizationID, SourceConfigID, TypeID, DeviceID, VulnerabilityID, Port, Protocol, OSRegex, HostnameRegex, DeviceIDRegex, DueDate, Approval, Active',
+      'DueDate, Approval, Active', ''),
+    ('Detection', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('Ticket', 'select, insert, update', '*', '$mine', '',
+      'Status, AssignmentGroup, Assignee, ApplicationName, DueDate, CERF, ExceptionDate, Labels, Comment', ''),
+    ('TicketHistory', 'select, insert', '*', '$mine', '', '', ''),
+    ('TicketChange', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('TicketEngineState', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('AssignmentRules', 'select', '*', '$mine',
+      'OrganizationID, Priority, AssignmentGroup, Assignee, ApplicationName, GroupID, VulnTitleRegex, ExcludeVulnTitleRegex, HostnameRegex, OSRegex, CategoryRegex, TagKeyID, TagKeyRegex, PortCSV, ExcludePortCSV, Active',
+      'Priority, AssignmentGroup, Assignee, ApplicationName, GroupID, VulnTitleRegex, ExcludeVulnTitleRegex, HostnameRegex, OSRegex, CategoryRegex, TagKeyID, TagKeyRegex, PortCSV, ExcludePortCSV, Active', ''),
+    ('CategoryRule', 'select', '*', '$mine',
+      'OrganizationID, SourceID, VulnerabilityTitle, VulnerabilityCategory, Category, Active',
+      'SourceID, VulnerabilityTitle, VulnerabilityCategory, Category, Active', ''),
+    ('TagMap', 'select', '*', '$mine', 'OrganizationID, CloudTag, TicketingTag, Options, Active',
+      'CloudTag, TicketingTag, Options, Active', ''),
+    ('ScanSummary', 'select, insert, update', '*', '$mine', '', '', ''),
+    ('TicketRescan', 'select, insert, update, delete', '*', '$mine', '', '', '')
   ) as list (name, runner, reads, sees, inserts, updates, checks)
   loop
     if to_regclass('vm.' || t.name) is null then
