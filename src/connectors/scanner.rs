@@ -39,7 +39,7 @@ pub trait Scanner: Send + Sync {
 }
 
 /// An entry of the scanner's knowledge base.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Vulnerability {
     /// The scanner's identifier, 1 to 255 characters.
     pub id: String,
@@ -67,6 +67,27 @@ pub struct Vulnerability {
     pub updated: Option<DateTime<Utc>>,
     /// Identifiers others have for it.
     pub references: Vec<Reference>,
+}
+
+impl Vulnerability {
+    /// One of which nothing is known but its identifier.
+    pub fn bare(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            title: id.to_owned(),
+            description: String::new(),
+            threat: String::new(),
+            solution: String::new(),
+            severity: Severity::Unknown,
+            cvss2: None,
+            cvss3: None,
+            category: None,
+            patchable: None,
+            software: None,
+            updated: None,
+            references: Vec::new(),
+        }
+    }
 }
 
 /// How bad, by the scanner's own word. The scores are the least of the qualitative ratings of CVSS 3.1, section 5, and
@@ -98,7 +119,7 @@ impl Severity {
 }
 
 /// An identifier of a vulnerability elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Reference {
     /// Who gives it.
     pub kind: ReferenceKind,
@@ -107,7 +128,7 @@ pub struct Reference {
 }
 
 /// Who gives identifiers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[allow(missing_docs)]
 pub enum ReferenceKind {
     Cve,
@@ -129,7 +150,7 @@ impl ReferenceKind {
 }
 
 /// A device as the scanner knows it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Device {
     /// The scanner's identifier of the asset, 1 to 360 characters.
     pub asset: String,
@@ -150,7 +171,7 @@ pub struct Device {
 }
 
 /// How a scanner finds a device again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[allow(missing_docs)]
 pub enum Tracking {
     #[default]
@@ -171,7 +192,7 @@ impl Tracking {
 }
 
 /// What was found at one device.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Assessment {
     /// The device.
     pub device: Device,
@@ -185,7 +206,7 @@ pub struct Assessment {
 }
 
 /// What a scanner says of one vulnerability at one device.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Finding {
     /// [`Vulnerability::id`].
     pub vulnerability: String,
@@ -210,7 +231,7 @@ pub struct Finding {
 }
 
 /// What a finding says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum FindingStatus {
     /// It is there.
     Vulnerable,

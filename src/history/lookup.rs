@@ -115,3 +115,20 @@ pub async fn live_rows_of_schedule(
     .fetch_all(db)
     .await
 }
+
+/// Those of these rows that are not finished.
+pub async fn live(db: impl PgExecutor<'_>, ids: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!("select ID from only JobHistory where ID = any($1) and StatusID in (1, 2, -1)", ids,)
+        .fetch_all(db)
+        .await
+}
+
+/// Whether a run of this row is at work.
+pub async fn is_in_progress(db: impl PgExecutor<'_>, id: Uuid) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"select exists (select from only JobHistory where ID = $1 and StatusID in (2, -1)) as "yes!""#,
+        id,
+    )
+    .fetch_one(db)
+    .await
+}

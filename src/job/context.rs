@@ -189,15 +189,16 @@ impl JobContext {
     /// Puts a child row on the queue and returns its ID. Refused once this row is being cancelled: a
     /// cancelled parent takes no more children. Cancelling this row later cancels the child.
     pub async fn enqueue(&self, child: Child) -> Result<HistoryId, JobError> {
-        let row = NewRow {
-            config: child.config,
-            payload: child.payload,
-            priority: child.priority,
-            not_before: child.not_before,
-            identifier: child.identifier,
-            parent: Some(self.parts.row.id),
-        };
-        Ok(moves::insert(&self.parts.database, &row).await?)
+        Ok(moves::insert(&self.parts.database, &child.row(self.parts.row.id)).await?)
+    }
+
+    /// The same as part of a transaction of this job's: the child is there if and only if what the transaction wrote is.
+    pub async fn enqueue_in(
+        &self,
+        transaction: &mut Transaction,
+        child: Child,
+    ) -> Result<HistoryId, JobError> {
+        Ok(moves::insert(&mut **transaction, &child.row(self.parts.row.id)).await?)
     }
 }
 
@@ -220,6 +221,17 @@ impl Child {
     /// A row of this configuration (`JobConfig.ID`), with the configuration's payload and priority.
     pub fn of(config: Uuid) -> Self {
         Self { config, payload: None, priority: None, not_before: None, identifier: None }
+    }
+
+    fn row(self, parent: HistoryId) -> NewRow {
+        NewRow {
+            config: self.config,
+            payload: self.payload,
+            priority: self.priority,
+            not_before: self.not_before,
+            identifier: self.identifier,
+            parent: Some(parent),
+        }
     }
 
     /// With this payload instead.

@@ -11,6 +11,11 @@ use serde_json::json;
 /// Comments asked for at once. JIRA may answer fewer.
 const PAGE: usize = 100;
 
+/// Whether the comment with this marker is there. It is left last, so all that belongs to it was done.
+pub(super) async fn is_left(rest: &Rest, key: &str, marker: &str, text: &str) -> Result<bool, TicketError> {
+    Ok(!text.trim().is_empty() && is_there(rest, key, &line(marker)).await?)
+}
+
 /// Leaves a comment, unless one with this marker is there. Empty texts are no comments.
 pub(super) async fn leave(rest: &Rest, key: &str, marker: &str, text: &str) -> Result<(), TicketError> {
     if text.trim().is_empty() {

@@ -144,6 +144,10 @@ impl Jira {
         let ids = workflow::issue_fields().into_iter().chain(["assignee"]);
         let ids: Vec<&str> = ids.chain(wanted.keys().map(String::as_str)).collect();
         let issue = self.issue(key, &ids, Some("editmeta")).await?.ok_or_else(|| gone(key))?;
+        // Somebody may have moved the issue on since an attempt that did all of it and got no answer.
+        if comments::is_left(&self.rest, key, &change.marker, &change.comment).await? {
+            return Ok(());
+        }
 
         // An issue may be closed to edits where it is, or where it goes. What cannot be set before is set after.
         let editable = issue.editmeta.as_ref().map(|meta| &meta.fields);

@@ -9,6 +9,7 @@ pub mod fake_qualys;
 mod login;
 pub mod proxy;
 mod psql;
+pub mod scanner_lab;
 pub mod secrets;
 mod server;
 #[allow(dead_code, reason = "the benchmark of limits uses the rest")]

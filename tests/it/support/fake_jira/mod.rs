@@ -152,7 +152,8 @@ impl Inner {
         match (asked.method.as_str(), &parts[..]) {
             ("GET", ["field"]) => (200, Store::fields()),
             ("GET", ["status"]) => {
-                let names = ["Open", "In Progress", "Resolved", "Reopened", "Closed", "Closed-Error"];
+                let names =
+                    ["Open", "In Progress", "Resolved", "Reopened", "Closed", "Closed-Error", "In Review"];
                 (200, names.iter().map(|name| json!({"name": name})).collect())
             }
             ("GET", ["myself"]) => (200, json!({"name": "svc", "timeZone": self.store.zone})),
