@@ -5,6 +5,7 @@
 
 mod screen;
 mod script;
+mod vulnerability;
 
 use super::{Database, Failure, block_on};
 use crate::config::Config;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The whole demo takes about ten seconds; a machine that needs longer than this has a problem worth seeing.
+/// The whole demo takes about fifteen seconds; a machine that needs longer than this has a problem worth seeing.
 const LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) fn run(settings: &Config) -> Result<(), Failure> {
@@ -67,6 +68,8 @@ pub(super) struct Home {
     log: PathBuf,
     /// A folder that is missing when a job first wants to list it.
     inbox: PathBuf,
+    /// What a scanner found.
+    scans: PathBuf,
     port: u16,
 }
 
@@ -91,6 +94,7 @@ impl Home {
             config: base.join("rosterd.toml"),
             log: base.join("daemon.log"),
             inbox: base.join("inbox"),
+            scans: base.join("scans"),
             port,
         };
         // A log for each demo.
@@ -99,9 +103,11 @@ impl Home {
         if home.inbox.exists() {
             fs::remove_dir(&home.inbox).map_err(|e| fail(&home.inbox, e))?;
         }
+        vulnerability::prepare(&home.scans).map_err(|e| fail(&home.scans, e))?;
         let config = format!(
-            "[http]\nlisten = \"127.0.0.1:{port}\"\n\n[sources]\nallow_private = [\"127.0.0.0/8\"]\n\n\
-             [sql_job]\nallow_own_database = true\n"
+            "[http]\nlisten = \"127.0.0.1:{port}\"\n\n[sources]\nallow_private = [\"127.0.0.0/8\"]\nfolders = [{}]\n\n\
+             [sql_job]\nallow_own_database = true\n",
+            toml::Value::from(home.scans.display().to_string())
         );
         let hash = find_program(&["sha256sum", "cksum"])?;
         let tree = std::env::current_dir().map_err(|e| fail(Path::new("."), e))?;

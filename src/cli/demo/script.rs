@@ -1,7 +1,7 @@
 //! What the operator of the demo does, statement by statement, and what must come of it.
 
 use super::screen::Screen;
-use super::{Daemon, Home};
+use super::{Daemon, Home, vulnerability};
 use crate::cli::{Database, Failure};
 use sqlx::{AssertSqlSafe, PgConnection, Row, ValueRef};
 use std::fs;
@@ -30,9 +30,9 @@ const HISTORY: &str = "
     where h.CreatedDate >= (select max(CreatedDate) from Organization where Code like 'DEMO%')
     order by h.ID";
 
-struct Operator<'a, 'd> {
+pub(super) struct Operator<'a, 'd> {
     db: PgConnection,
-    screen: &'a mut Screen,
+    pub(super) screen: &'a mut Screen,
     daemon: &'a mut Daemon<'d>,
 }
 
@@ -170,7 +170,7 @@ pub(super) async fn play(
         ))
         .await?;
     if wrong.is_empty() {
-        return Ok(());
+        return vulnerability::play(&mut op, home, &org).await;
     }
     let rows: Vec<String> = wrong.iter().map(|row| row.join(" ")).collect();
     Err(Failure::bug(format!("these rows did not end as they should:\n{}", rows.join("\n"))))
@@ -191,7 +191,7 @@ async fn connect(database: &Database, daemon: &mut Daemon<'_>) -> Result<PgConne
 }
 
 impl Operator<'_, '_> {
-    async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Failure> {
+    pub(super) async fn rows(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Failure> {
         let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&mut self.db).await?;
         let text = |row: &sqlx::postgres::PgRow| {
             (0..row.len())
@@ -207,13 +207,13 @@ impl Operator<'_, '_> {
         Ok(rows.iter().map(text).collect())
     }
 
-    async fn one(&mut self, sql: &str) -> Result<String, Failure> {
+    pub(super) async fn one(&mut self, sql: &str) -> Result<String, Failure> {
         let rows = self.rows(sql).await?;
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()).unwrap_or_default())
     }
 
     /// Shows a statement and runs it.
-    async fn type_sql(&mut self, sql: &str) -> Result<(), Failure> {
+    pub(super) async fn type_sql(&mut self, sql: &str) -> Result<(), Failure> {
         self.screen.type_sql(sql);
         self.rows(sql).await.map(drop)
     }
@@ -224,8 +224,16 @@ impl Operator<'_, '_> {
         self.one(sql).await
     }
 
+    /// Shows what a question answers.
+    pub(super) async fn show(&mut self, header: &[&str], sql: &str) -> Result<(), Failure> {
+        let rows = self.rows(sql).await?;
+        self.screen.say("");
+        self.screen.show(header, &rows);
+        Ok(())
+    }
+
     /// Looks until the answer is true, with the history on the screen.
-    async fn wait(&mut self, question: &str) -> Result<(), Failure> {
+    pub(super) async fn wait(&mut self, question: &str) -> Result<(), Failure> {
         loop {
             self.daemon.check()?;
             if self.one(question).await? == "t" {
