@@ -23,9 +23,18 @@ pub(crate) fn session_seconds(pid: u32) -> Result<f64> {
 }
 
 pub(crate) fn rss_mib(pid: u32) -> Result<f64> {
+    memory_mib(pid, "VmRSS:")
+}
+
+/// The most it ever was.
+pub(crate) fn peak_rss_mib(pid: u32) -> Result<f64> {
+    memory_mib(pid, "VmHWM:")
+}
+
+fn memory_mib(pid: u32, name: &'static str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-    let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+    let line = status.lines().find(|line| line.starts_with(name)).context(name)?;
+    let kib: f64 = line.split_whitespace().nth(1).context(name)?.parse()?;
     Ok(kib / 1024.0)
 }
 

@@ -18,6 +18,7 @@ mod peers;
 mod retention;
 mod scaling;
 mod snapshot;
+mod vulnerability;
 
 /// What `--` takes as arguments; without any, all but `peers`, which wants a program that is built apart.
 pub(crate) const PARTS: &[&str] = &[
@@ -33,6 +34,7 @@ pub(crate) const PARTS: &[&str] = &[
     "history",
     "retention",
     "scaling",
+    "vulnerability",
     "peers",
 ];
 
@@ -50,6 +52,7 @@ pub(crate) async fn measure(part: &str, world: &World, results: &mut Results) ->
         "history" => history::measure(world, results).await,
         "retention" => retention::measure(world, results).await,
         "scaling" => scaling::measure(world, results).await,
+        "vulnerability" => vulnerability::measure(world, results).await,
         "peers" => peers::measure(world, results).await,
         _ => bail!("there is no part {part}; there are {}", PARTS.join(", ")),
     }
