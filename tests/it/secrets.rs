@@ -86,6 +86,7 @@ fn a_sealed_secret_that_is_moved_to_another_field_source_organization_or_host_do
     // The same row, under the same ID, in another organization.
     db.exec(
         "begin;
+         lock table JobConfig in exclusive mode; -- a claim locks its configuration first, too
          alter table JobHistory disable trigger user;
          delete from JobHistory;
          alter table JobHistory enable trigger user;
