@@ -3,7 +3,7 @@
 use super::prose::{Values, line, one_line, prose};
 use super::results::{MAX_ID, severity};
 use super::xml::{Broken, Step, Tag, Xml};
-use crate::connectors::scanner::{Reference, ReferenceKind, Severity, Vulnerability};
+use crate::connectors::scanner::{Reference, ReferenceKind, Vulnerability};
 use std::io::BufRead;
 
 /// Of a title in characters.
@@ -53,21 +53,7 @@ pub(super) fn read<R: BufRead>(
 
 /// What is known of a rule that only a result names.
 pub(super) fn unknown_rule(id: &str) -> Vulnerability {
-    Vulnerability {
-        id: id.to_owned(),
-        title: id.to_owned(),
-        description: String::new(),
-        threat: String::new(),
-        solution: String::new(),
-        severity: Severity::Unknown,
-        cvss2: None,
-        cvss3: None,
-        category: None,
-        patchable: None,
-        software: None,
-        updated: None,
-        references: Vec::new(),
-    }
+    Vulnerability::bare(id)
 }
 
 fn rule<R: BufRead>(
@@ -152,6 +138,7 @@ fn cves(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connectors::scanner::Severity;
     use tokio_util::sync::CancellationToken;
 
     fn rules(inner: &str) -> Vec<Vulnerability> {
