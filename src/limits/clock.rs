@@ -3,6 +3,7 @@
 
 use crate::lease::boottime;
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -62,6 +63,8 @@ impl Sleeper {
     }
 
     fn run(&self) {
+        // Or the kernel wakes it with whatever else is due within 50 microseconds. Where it cannot be set, it does that.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let now = Instant::now();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// Before the same question is asked again, when another runner asks at this very moment.
-const BUSY_WAIT: Duration = Duration::from_millis(2);
+const BUSY_WAIT: Duration = Duration::from_millis(1);
 /// It grows to this while that happens again and again.
 const BUSY_WAIT_MAX: Duration = Duration::from_millis(32);
 /// After a question that failed.
