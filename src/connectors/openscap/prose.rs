@@ -67,7 +67,8 @@ fn tidy(text: &str) -> String {
         if !tidy.is_empty() {
             tidy.push('\n');
         }
-        tidy.extend(line.chars().filter(|c| !c.is_control() || *c == '\t'));
+        let unwanted = |c: char| c.is_control() && c != '\t';
+        line.split(unwanted).for_each(|part| tidy.push_str(part));
     }
     tidy
 }

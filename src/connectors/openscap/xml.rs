@@ -142,7 +142,7 @@ pub(super) struct Xml<R> {
 impl<R: BufRead> Xml<R> {
     /// Ends as [`Broken::Unwanted`] soon after `stop` is cancelled.
     pub(super) fn new(document: R, stop: CancellationToken) -> Self {
-        let mut reader = NsReader::from_reader(Measured { document, stop, step: 0, ended: false });
+        let mut reader = NsReader::from_reader(Measured { document, stop, pieces: 0, step: 0, ended: false });
         reader.config_mut().expand_empty_elements = true;
         Self {
             reader,
@@ -158,22 +158,13 @@ impl<R: BufRead> Xml<R> {
     /// The next step. Never [`Step::Eof`] inside of an element.
     pub(super) fn next(&mut self) -> Result<Step, Broken> {
         loop {
-            self.buffer.clear();
-            self.reader.get_mut().step = 0;
-            let event = match self.reader.read_event_into(&mut self.buffer) {
-                Ok(event) => event,
-                Err(error) => return Err(explain(&error, self.reader.get_ref())),
-            };
-            match event {
+            match event(&mut self.reader, &mut self.buffer)? {
                 Event::Start(start) => {
                     let tag = tag_of(&self.reader, start.name(), &mut self.other_xccdf);
                     if self.depth == 0 && std::mem::replace(&mut self.has_root, true) {
                         return Err(Broken::bad("goes on after its root element has ended"));
                     }
-                    self.depth += 1;
-                    if self.depth > MAX_DEPTH {
-                        return Err(Broken::bad(format!("has elements nested more than {MAX_DEPTH} deep")));
-                    }
+                    self.depth = deeper(self.depth)?;
                     self.start = (tag != Tag::Other).then(|| start.into_owned());
                     return Ok(Step::Start(tag));
                 }
@@ -232,11 +223,16 @@ impl<R: BufRead> Xml<R> {
         }
     }
 
-    /// To the end of the element that just started.
+    /// To the end of the element that just started. What stands in it is not looked at, and most of a document is skipped.
     pub(super) fn skip(&mut self) -> Result<(), Broken> {
         let inside = self.depth;
         while self.depth >= inside {
-            self.next()?;
+            match event(&mut self.reader, &mut self.buffer)? {
+                Event::Start(_) => self.depth = deeper(self.depth)?,
+                Event::End(_) => self.depth = self.depth.saturating_sub(1),
+                Event::Eof => return Err(Broken::Truncated),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -270,6 +266,25 @@ impl<R: BufRead> Xml<R> {
     }
 }
 
+fn event<'b, R: BufRead>(
+    reader: &mut NsReader<Measured<R>>,
+    buffer: &'b mut Vec<u8>,
+) -> Result<Event<'b>, Broken> {
+    buffer.clear();
+    reader.get_mut().step = 0;
+    match reader.read_event_into(buffer) {
+        Ok(event) => Ok(event),
+        Err(error) => Err(explain(&error, reader.get_ref())),
+    }
+}
+
+fn deeper(depth: usize) -> Result<usize, Broken> {
+    if depth == MAX_DEPTH {
+        return Err(Broken::bad(format!("has elements nested more than {MAX_DEPTH} deep")));
+    }
+    Ok(depth + 1)
+}
+
 fn tag_of<R>(reader: &NsReader<R>, name: QName<'_>, other_xccdf: &mut Option<String>) -> Tag {
     let (space, name) = reader.resolver().resolve_element(name);
     let space = match space {
@@ -300,19 +315,24 @@ fn explain<R>(error: &Error, document: &Measured<R>) -> Broken {
     }
 }
 
+/// Looks between so many pieces, as the parser takes them, cost nothing beside the parsing; a look at the token locks it.
+const PIECES_PER_LOOK: u32 = 256;
+
 /// Measures each step.
 struct Measured<R> {
     document: R,
     stop: CancellationToken,
+    pieces: u32,
     step: usize,
     ended: bool,
 }
 
 impl<R: BufRead> BufRead for Measured<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        if self.stop.is_cancelled() {
+        if self.pieces.is_multiple_of(PIECES_PER_LOOK) && self.stop.is_cancelled() {
             return Err(io::Error::other("is not wanted any more"));
         }
+        self.pieces = self.pieces.wrapping_add(1);
         if self.step > MAX_STEP {
             return Err(io::Error::other(format!("holds one text or tag of more than {MAX_STEP} bytes")));
         }

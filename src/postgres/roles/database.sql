@@ -68,7 +68,7 @@ begin
       elsif o.proname = 'check_id_is_new' then
         execute format('grant execute on function %s to rosterd_runner, rosterd_operator', o.signature);
       elsif o.proname in ('archive_history', 'expired_history', 'detach_expired_month', 'forget_removed_rows',
-          'drop_removed_month', 'delete_expired_rows') then
+          'drop_removed_month', 'delete_expired_rows', 'analyze_detections') then
         execute format('grant execute on function %s to rosterd_runner', o.signature);
       elsif o.proname in ('limit_source', 'seal_source', 'token_url_of') then
         execute format('grant execute on function %s to rosterd_operator', o.signature);
