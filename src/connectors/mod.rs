@@ -11,6 +11,7 @@ pub mod net;
 pub mod nexpose;
 pub mod openscap;
 mod paging;
+mod prose;
 pub mod qualys;
 mod retry;
 pub mod scanner;

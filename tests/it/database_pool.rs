@@ -9,8 +9,11 @@ use rosterd::postgres::database::{Database, is_away};
 use rosterd::postgres::lifeline::Lifeline;
 use sqlx::Row;
 use sqlx::postgres::PgConnectOptions;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 
 const LIMITS: Limits = Limits {
@@ -52,6 +55,26 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 async fn number(database: &Database) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("select 7").fetch_one(database).await
+}
+
+#[test]
+fn no_row_is_missing_however_much_the_task_did_before() {
+    let bench = Bench::new();
+    let database = bench.database(1);
+    // Tokio lets a task do so much before it has to come again, and then nothing is ready for it any more.
+    block_on(async {
+        for spent in 0..128 {
+            let query = sqlx::query_scalar::<_, i32>("select generate_series(1, 40)");
+            let mut rows = pin!(query.fetch_all(&database));
+            let rows = poll_fn(|cx| {
+                for _ in 0..spent {
+                    let _ = pin!(consume_budget()).poll(cx);
+                }
+                rows.as_mut().poll(cx)
+            });
+            assert_eq!(rows.await.unwrap().len(), 40, "after {spent} others");
+        }
+    });
 }
 
 #[test]

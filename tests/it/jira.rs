@@ -5,7 +5,7 @@
 use crate::generic_jobs::{pool, settings, source};
 use crate::source_client::client_with;
 use crate::support::SOON;
-use crate::support::fake_jira::{FakeJira, Step, Store, Trouble};
+use crate::support::fake_jira::{FakeJira, Step, Store, Trouble, anonymous, refused};
 use chrono::{DateTime, Duration, Utc};
 use futures_util::StreamExt;
 use rosterd::config::SourcesSection;
@@ -636,7 +636,7 @@ async fn a_search_that_fails_in_the_middle_is_the_last_item() {
     fake.trouble("search", Trouble::Half);
     let mut tickets = jira.updated_since("ACME", None);
     assert_eq!(tickets.next().await.unwrap().unwrap().key, "SEC-1");
-    fake.trouble("search", Trouble::Refused(500, Vec::new()));
+    fake.trouble("search", refused(500, Vec::new()));
     let rest: Vec<_> = tickets.collect().await;
     let error = rest.last().unwrap().as_ref().unwrap_err();
     assert!(error.is_passing() && error.to_string().contains("500"), "{error}");
@@ -661,7 +661,7 @@ async fn a_refusal_says_whether_another_attempt_may_help() {
         (503, 4, true),
     ] {
         for _ in 0..times {
-            fake.trouble("search", Trouble::Refused(status, soon()));
+            fake.trouble("search", refused(status, soon()));
         }
         let error = jira.find(MARKER).await.unwrap_err();
         assert_eq!(error.is_passing(), passing, "{status}: {error}");
@@ -671,7 +671,7 @@ async fn a_refusal_says_whether_another_attempt_may_help() {
         }
     }
     // A refusal that passes within the retries of the client is none.
-    fake.trouble("search", Trouble::Refused(429, soon()));
+    fake.trouble("search", refused(429, soon()));
     assert_eq!(jira.find(MARKER).await.unwrap(), None);
 }
 
@@ -684,11 +684,11 @@ async fn who_is_not_logged_in_is_told_why_and_no_secret_is() {
     assert!(error.contains("credentials") && !error.contains("canary"), "{error}");
     let jira = jira(&fake, json!({})).await;
     // An answer as to anybody, in which no issue is found, would be taken for absence.
-    fake.trouble("search", Trouble::Anonymous);
+    fake.trouble("search", anonymous());
     let error = jira.find(MARKER).await.unwrap_err();
     assert!(error.to_string().contains("credentials") && !error.is_passing(), "{error}");
     let captcha = vec![("x-authentication-denied-reason", "CAPTCHA_CHALLENGE; login-url=x".to_owned())];
-    fake.trouble("search", Trouble::Refused(403, captcha));
+    fake.trouble("search", refused(403, captcha));
     let error = jira.find(MARKER).await.unwrap_err();
     assert!(error.to_string().contains("CAPTCHA") && !error.is_passing(), "{error}");
     assert_eq!(jira.find(MARKER).await.unwrap().unwrap(), "SEC-1");

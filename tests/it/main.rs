@@ -64,4 +64,5 @@ mod vulnerability_jira;
 mod vulnerability_loop;
 mod vulnerability_nexpose;
 mod vulnerability_page;
+mod vulnerability_weaknesses;
 mod waiting;

@@ -5,7 +5,7 @@
 use crate::generic_jobs::settings;
 use crate::source_client::client_with;
 use crate::support::SOON;
-use crate::support::fake_nexpose::{FakeNexpose, Store, Trouble};
+use crate::support::fake_nexpose::{FakeNexpose, Store, Trouble, refused, said};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use rosterd::config::SourcesSection;
@@ -208,7 +208,7 @@ async fn a_list_with_a_gap_or_without_an_end_is_an_error_and_not_an_answer() {
         let fake = FakeNexpose::start().await;
         fake.with(|store| seed(store, 1..=6));
         for page in pages {
-            fake.trouble("GET sites/#/assets", Trouble::Said(page));
+            fake.trouble("GET sites/#/assets", said(&page));
         }
         let (_, errors) = split(assessments(&nexpose(&fake, json!({})).await).await);
         let last = errors.last().unwrap();
@@ -268,7 +268,7 @@ async fn one_asset_that_vanished_does_not_stop_the_others() {
             store.assets.remove(&3);
         }
     });
-    fake.trouble("GET assets/#/vulnerabilities", Trouble::Said(json!({"page": 5})));
+    fake.trouble("GET assets/#/vulnerabilities", said(&json!({"page": 5})));
     let (assets, errors) = split(assessments(&nexpose(&fake, json!({})).await).await);
     assert_eq!((assets.len(), errors.len()), (3, 2), "{errors:?}");
     let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -299,7 +299,7 @@ async fn a_console_that_does_not_take_us_ends_the_list_and_no_error_holds_the_pa
     for (status, passing) in [(403, false), (503, true)] {
         let fake = FakeNexpose::start().await;
         fake.with(|store| seed(store, 1..=100));
-        (0..1000).for_each(|_| fake.trouble("GET assets/#/vulnerabilities", Trouble::Refused(status)));
+        (0..1000).for_each(|_| fake.trouble("GET assets/#/vulnerabilities", refused(status)));
         let sources = SourcesSection { retries: 0, ..quick() };
         let (assets, errors) =
             split(assessments(&with_settings(&fake, "canary-1", json!({}), &sources).await).await);
@@ -312,7 +312,7 @@ async fn a_console_that_does_not_take_us_ends_the_list_and_no_error_holds_the_pa
 #[tokio::test(flavor = "multi_thread")]
 async fn what_passes_is_waited_for() {
     let fake = three_assets().await;
-    for trouble in [Trouble::Refused(429), Trouble::Refused(503), Trouble::Lost, Trouble::Half] {
+    for trouble in [refused(429), refused(503), Trouble::Lost, Trouble::Half] {
         fake.trouble("GET assets/#/vulnerabilities", trouble);
     }
     let (assets, errors) = split(assessments(&nexpose(&fake, json!({})).await).await);
@@ -388,7 +388,7 @@ async fn a_vulnerability_that_fails_does_not_stop_the_others() {
         store.details.remove("b/solutions");
         store.vulnerabilities.push(json!({"title": "without an ID"}));
     });
-    fake.trouble("GET vulnerabilities/c/references", Trouble::Refused(500));
+    fake.trouble("GET vulnerabilities/c/references", refused(500));
     let all = knowledge(&nexpose(&fake, json!({})).await, None).await;
     let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(Result::is_ok);
     assert_eq!((good.len(), bad.len()), (1, 4));
@@ -489,7 +489,7 @@ async fn a_template_that_was_made_for_a_scan_is_gone_after_it() {
     fake.with(|store| store.forget_scan(scan.key.parse().unwrap()));
     assert_eq!((wait(&nexpose, &scan).await, copies()), (ScanStatus::Error, 0));
     // Refused: no scan needs it.
-    fake.trouble("POST sites/#/scans", Trouble::Refused(400));
+    fake.trouble("POST sites/#/scans", refused(400));
     let error = nexpose.launch(&request).await.unwrap_err();
     assert!(!error.is_passing() && copies() == 0, "{error}");
 }
@@ -568,7 +568,7 @@ async fn a_device_in_whose_place_another_answered_is_not_dead() {
     assert_eq!(told(results(&nexpose, &scan).await), (texts(&[1]), texts(&[])));
     // Nor is anybody dead because one could not be looked at.
     fake.with(|store| store.delete(4));
-    fake.trouble("GET assets/#", Trouble::Refused(500));
+    fake.trouble("GET assets/#", refused(500));
     let all = results(&nexpose, &scan).await;
     assert!(!all.iter().any(|result| matches!(result, Ok(ScanResult::Dead { .. }))), "{all:?}");
 }
@@ -590,7 +590,7 @@ async fn a_scan_that_cannot_be_begun_says_why() {
             && error.to_string().contains("no target with an address")
     );
     assert_eq!(fake.count("POST sites/#/scans"), 1);
-    fake.trouble("GET scans/#", Trouble::Refused(409));
+    fake.trouble("GET scans/#", refused(409));
     let handle = ScanHandle { key: "5".to_owned(), detail: json!({"scan": 5.5}) };
     assert!(matches!(nexpose.status(&handle).await.unwrap_err(), ScannerError::Source { .. }));
 }

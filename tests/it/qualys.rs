@@ -5,7 +5,7 @@
 use crate::generic_jobs::{pool, settings, source};
 use crate::source_client::client_with;
 use crate::support::SOON;
-use crate::support::fake_qualys::{FakeQualys, Host, Trouble};
+use crate::support::fake_qualys::{FakeQualys, Host, Trouble, blocked, refused, says};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use rosterd::config::SourcesSection;
@@ -207,8 +207,8 @@ async fn a_list_that_names_the_same_page_again_ends() {
          </RESPONSE></HOST_LIST_VM_DETECTION_OUTPUT>",
         fake.address
     );
-    fake.trouble("detection list", Trouble::Says(page.clone()));
-    fake.trouble("detection list", Trouble::Says(page));
+    fake.trouble("detection list", says(page.clone()));
+    fake.trouble("detection list", says(page));
     let error = problem(&qualys(&fake).await, "12").await;
     assert!(error.to_string().contains("not behind this one"), "{error}");
 }
@@ -287,12 +287,12 @@ async fn an_error_inside_a_200_is_an_error() {
     for (code, text, passes) in
         [(999, "Internal error", true), (1905, "parameter ag_ids has invalid value", false)]
     {
-        fake.trouble("detection list", Trouble::Refused(200, code, text));
+        fake.trouble("detection list", refused(200, code, text));
         let error = problem(&qualys, "12").await;
         assert!(error.to_string().contains(&format!("{code} {text}")), "{error}");
         assert_eq!(error.is_passing(), passes, "{error}");
     }
-    fake.trouble("detection list", Trouble::Says("<HTML><BODY>Log in</BODY></HTML>".to_owned()));
+    fake.trouble("detection list", says("<HTML><BODY>Log in</BODY></HTML>".to_owned()));
     let error = problem(&qualys, "12").await;
     assert!(error.to_string().contains("does Address lead to Qualys?"), "{error}");
 }
@@ -302,7 +302,7 @@ async fn a_document_type_with_entities_is_refused() {
     let fake = FakeQualys::start().await;
     let bomb = "<!DOCTYPE HOST_LIST_VM_DETECTION_OUTPUT [<!ENTITY a 'ha'>]>\
                 <HOST_LIST_VM_DETECTION_OUTPUT><RESPONSE>&a;</RESPONSE></HOST_LIST_VM_DETECTION_OUTPUT>";
-    fake.trouble("detection list", Trouble::Says(bomb.to_owned()));
+    fake.trouble("detection list", says(bomb.to_owned()));
     let error = problem(&qualys(&fake).await, "12").await;
     assert!(error.to_string().contains("document type"), "{error}");
 }
@@ -319,7 +319,7 @@ async fn a_wrong_password_is_told_without_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn how_long_qualys_wants_to_be_left_alone_is_told_and_not_waited_for_beyond_the_total() {
     let fake = FakeQualys::start().await;
-    fake.trouble("detection list", Trouble::Blocked(3600));
+    fake.trouble("detection list", blocked(3600));
     let error = problem(&qualys(&fake).await, "12").await;
     assert!(error.to_string().contains("for 3600 seconds") && error.is_passing(), "{error}");
     assert!(fake.asked(DETECTIONS).is_empty(), "it was not asked again");
@@ -330,11 +330,11 @@ async fn a_list_whose_answer_breaks_is_asked_for_again() {
     let fake = FakeQualys::start().await;
     fake.with(|store| store.hosts = vec![host(1, "10.0.0.1")]);
     let qualys = qualys(&fake).await;
-    for trouble in [Trouble::Lost, Trouble::Cut, Trouble::Half, Trouble::Refused(503, 0, "busy")] {
+    for trouble in [Trouble::Lost, Trouble::Cut, Trouble::Half, refused(503, 0, "busy")] {
         fake.trouble("detection list", trouble);
         assert_eq!(assets(&qualys, "12").await, ["1"]);
     }
-    fake.trouble("detection list", Trouble::Refused(500, 999, "Internal error"));
+    fake.trouble("detection list", refused(500, 999, "Internal error"));
     assert!(problem(&qualys, "12").await.is_passing());
     let mut settings = quick();
     settings.request_timeout_seconds = 0.2;

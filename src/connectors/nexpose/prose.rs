@@ -1,9 +1,9 @@
 //! Plain text of what the console writes with markup: proofs, descriptions, steps of solutions.
 
-use super::wire::Text;
+pub(super) use crate::connectors::prose::{cut, one_line};
 
-/// Of one text, in bytes. What is longer is cut and ends in `...`.
-pub(super) const MAX_TEXT: usize = 64 << 10;
+use super::wire::Text;
+use crate::connectors::prose::{MAX_TEXT, entity};
 
 /// Whichever of the two there is, as plain text: consoles have markup in either.
 pub(super) fn of(text: Option<&Text>) -> String {
@@ -37,12 +37,6 @@ pub(super) fn plain(html: &str) -> String {
         }
     }
     tidy(&text)
-}
-
-/// `text` on one line, of at most so many characters.
-pub(super) fn one_line(text: &str, max: usize) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().filter(|c| !c.is_control()).take(max).collect()
 }
 
 /// What stands in the tag that `rest` begins with, and what follows it.
@@ -85,31 +79,6 @@ fn is_block(tag: &str) -> bool {
     BLOCKS.iter().any(|block| block.eq_ignore_ascii_case(name))
 }
 
-/// The character that the reference at the beginning of `rest` means.
-fn entity(rest: &str) -> Option<(char, &str)> {
-    const LONGEST: usize = 12;
-    let inside = rest.strip_prefix('&')?;
-    let end = inside.bytes().take(LONGEST).position(|byte| byte == b';')?;
-    let (name, after) = (&inside[..end], &inside[end + 1..]);
-    let character = match name {
-        "amp" => '&',
-        "lt" => '<',
-        "gt" => '>',
-        "quot" => '"',
-        "apos" => '\'',
-        "nbsp" => ' ',
-        _ => {
-            let number = name.strip_prefix('#')?;
-            let code = match number.strip_prefix(['x', 'X']) {
-                Some(hex) => u32::from_str_radix(hex, 16).ok()?,
-                None => number.parse().ok()?,
-            };
-            char::from_u32(code)?
-        }
-    };
-    Some((character, after))
-}
-
 /// Without blanks in a row, empty lines in a row, and control characters.
 fn tidy(text: &str) -> String {
     let mut tidy = String::with_capacity(text.len().min(MAX_TEXT));
@@ -125,15 +94,6 @@ fn tidy(text: &str) -> String {
     }
     tidy.truncate(tidy.trim_end().len());
     cut(tidy)
-}
-
-/// At most [`MAX_TEXT`] of it.
-pub(super) fn cut(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT - 3));
-        text.push_str("...");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! Plain text of what stands in an element: XHTML without its tags, and values where the text refers to them.
 
+pub(super) use crate::connectors::prose::{MAX_TEXT, one_line};
+
 use super::xml::{Broken, Step, Tag, Xml};
+use crate::connectors::prose::tidy;
 use std::collections::HashMap;
 use std::io::BufRead;
 
 /// What the results say of each value, by its identifier.
 pub(super) type Values = HashMap<String, String>;
-
-/// Of one text, in bytes. What is longer is cut and ends in `...`.
-pub(super) const MAX_TEXT: usize = 64 << 10;
 
 /// The text of the element that just started, to its end.
 pub(super) fn prose<R: BufRead>(xml: &mut Xml<R>, values: &Values) -> Result<String, Broken> {
@@ -36,12 +36,6 @@ pub(super) fn line<R: BufRead>(xml: &mut Xml<R>, values: &Values, max: usize) ->
     Ok(one_line(&prose(xml, values)?, max))
 }
 
-/// `text` on one line, of at most so many characters, without characters that are none.
-pub(super) fn one_line(text: &str, max: usize) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().filter(|c| !c.is_control()).take(max).collect()
-}
-
 fn add(text: &mut String, more: &str) {
     if text.len() > MAX_TEXT {
         return;
@@ -51,26 +45,6 @@ fn add(text: &mut String, more: &str) {
     if more.len() > room {
         text.push_str("...");
     }
-}
-
-/// Without blanks at the ends of lines, without more than one empty line, and without NUL and its like, which no
-/// database takes.
-fn tidy(text: &str) -> String {
-    let mut tidy = String::with_capacity(text.len());
-    let mut empty = 0;
-    for line in text.trim().lines() {
-        let line = line.trim_end();
-        empty = if line.is_empty() { empty + 1 } else { 0 };
-        if empty > 1 {
-            continue;
-        }
-        if !tidy.is_empty() {
-            tidy.push('\n');
-        }
-        let unwanted = |c: char| c.is_control() && c != '\t';
-        line.split(unwanted).for_each(|part| tidy.push_str(part));
-    }
-    tidy
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl<'a> Hosts<'a> {
                 continue;
             }
             return wire::assessment(&node).map(Some).map_err(|problem| {
-                self.api.item_problem(format!("host {}", super::text::line(node.text("ID"), 50)), problem)
+                self.api.item_problem(format!("host {}", super::text::one_line(node.text("ID"), 50)), problem)
             });
         }
         Ok(None)

@@ -78,7 +78,7 @@ impl<'a> Entries<'a> {
                 continue;
             }
             return wire::vulnerability(&node).map(Some).map_err(|problem| {
-                self.api.item_problem(format!("QID {}", super::text::line(node.text("QID"), 50)), problem)
+                self.api.item_problem(format!("QID {}", super::text::one_line(node.text("QID"), 50)), problem)
             });
         }
         Ok(None)

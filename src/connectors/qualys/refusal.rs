@@ -1,6 +1,6 @@
 //! What Qualys' refusals say, and whether they pass.
 
-use super::text::{line, plain};
+use super::text::{one_line, plain};
 use crate::connectors::{HeaderMap, StatusCode};
 
 /// What Qualys refused, and how.
@@ -30,7 +30,7 @@ impl Refusal {
         text: &str,
         doing: &'static str,
     ) -> Self {
-        Self { status, code, text: line(&plain(text), REPEATED), wait: wait_wanted(headers), doing }
+        Self { status, code, text: one_line(&plain(text), REPEATED), wait: wait_wanted(headers), doing }
     }
 
     /// Whether the same may be done later.

@@ -1,7 +1,8 @@
 //! Plain text of the HTML that Qualys writes into its texts.
 
-/// Of one text, in bytes. What is longer is cut and ends in `...`.
-const MAX_TEXT: usize = 64 << 10;
+pub(super) use crate::connectors::prose::one_line;
+
+use crate::connectors::prose::{MAX_TEXT, cut, entity, tidy};
 
 /// `html` without its tags. Where lines began they begin; the address of a link stays where its text does not say it,
 /// because that is where a patch is.
@@ -42,34 +43,9 @@ pub(super) fn plain(html: &str) -> String {
     proof(&text)
 }
 
-/// A text that is plain already: without blanks at the ends of lines, without more than one empty line, and without NUL
-/// and its like, which no database takes.
+/// A text that is plain already.
 pub(super) fn proof(text: &str) -> String {
-    let mut tidy = String::with_capacity(text.len().min(MAX_TEXT));
-    let mut empty = 0;
-    for line in text.trim().lines() {
-        let line = line.trim_end();
-        empty = if line.is_empty() { empty + 1 } else { 0 };
-        if empty > 1 {
-            continue;
-        }
-        if !tidy.is_empty() {
-            tidy.push('\n');
-        }
-        tidy.extend(line.chars().filter(|c| !c.is_control() || *c == '\t'));
-        if tidy.len() > MAX_TEXT {
-            tidy.truncate(tidy.floor_char_boundary(MAX_TEXT));
-            tidy.push_str("...");
-            break;
-        }
-    }
-    tidy
-}
-
-/// `text` on one line, of at most so many characters.
-pub(super) fn line(text: &str, max: usize) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    words.join(" ").chars().filter(|c| !c.is_control()).take(max).collect()
+    cut(tidy(text))
 }
 
 /// A tag at the beginning of `text`, without its brackets, and what follows it.
@@ -104,29 +80,6 @@ fn href(tag: &str) -> Option<String> {
     value.starts_with("http").then_some(value)
 }
 
-/// A character reference at the beginning of `text`, and what follows it.
-fn entity(text: &str) -> Option<(char, &str)> {
-    let end = text.as_bytes().iter().take(12).position(|byte| *byte == b';')?;
-    let name = text.get(..end)?.strip_prefix('&')?;
-    let c = match name {
-        "lt" => '<',
-        "gt" => '>',
-        "amp" => '&',
-        "quot" => '"',
-        "apos" => '\'',
-        "nbsp" => ' ',
-        _ => {
-            let number = name.strip_prefix('#')?;
-            let code = match number.strip_prefix(['x', 'X']) {
-                Some(hex) => u32::from_str_radix(hex, 16).ok()?,
-                None => number.parse().ok()?,
-            };
-            char::from_u32(code)?
-        }
-    };
-    Some((c, text.get(end + 1..)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,11 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_and_a_title_has_one_line() {
+    fn a_long_text_is_cut() {
         let long = plain(&"é<b>x</b>".repeat(40_000));
-        assert!(long.len() <= MAX_TEXT + 3 && long.ends_with("..."), "{}", long.len());
-        assert_eq!(line(" a\n b\u{0} c ", 3), "a b");
-        assert_eq!(proof("a\u{0}b \n\n\n\nc\t1"), "ab\n\nc\t1");
+        assert!(long.len() <= MAX_TEXT && long.ends_with("..."), "{}", long.len());
     }
 
     proptest! {

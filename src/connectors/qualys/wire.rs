@@ -1,6 +1,6 @@
 //! What Qualys' records say. None of their words leaves this folder.
 
-use super::text::{line, plain, proof};
+use super::text::{one_line, plain, proof};
 use super::xml::Node;
 use crate::connectors::scanner::{
     Assessment, Device, Finding, FindingStatus, Reference, ReferenceKind, ScanStatus, Severity, Tracking,
@@ -16,12 +16,12 @@ pub(super) fn assessment(host: &Node) -> Result<Assessment, String> {
     let device = Device {
         asset: identifier(host, "ID", 360)?,
         ip: optional(host, "IP")?.or(optional(host, "IPV6")?),
-        host_name: line(
+        host_name: one_line(
             [host.text("DNS"), host.text("NETBIOS")].into_iter().find(|name| !name.is_empty()).unwrap_or(""),
             255,
         ),
         mac: None,
-        os: line(host.text("OS"), 255),
+        os: one_line(host.text("OS"), 255),
         instance: Some(host.text("EC2_INSTANCE_ID").to_owned()).filter(|id| !id.is_empty()),
         region: None,
         tracking: match host.text("TRACKING_METHOD").to_ascii_uppercase().as_str() {
@@ -78,7 +78,7 @@ fn finding(detection: &Node) -> Result<Finding, String> {
     Ok(Finding {
         status,
         port: optional(detection, "PORT").map_err(here)?.unwrap_or(0),
-        protocol: line(detection.text("PROTOCOL"), 255),
+        protocol: one_line(detection.text("PROTOCOL"), 255),
         proof: proof(detection.text("RESULTS")),
         first_found: time(detection, "FIRST_FOUND_DATETIME").map_err(here)?,
         last_found: time(detection, "LAST_FOUND_DATETIME").map_err(here)?,
@@ -98,7 +98,7 @@ fn finding(detection: &Node) -> Result<Finding, String> {
 /// DIAGNOSIS says what it is, and CONSEQUENCE what comes of it; Qualys calls them threat and impact on its pages.
 pub(super) fn vulnerability(entry: &Node) -> Result<Vulnerability, String> {
     let software =
-        |software: &Node| line(&format!("{} {}", software.text("VENDOR"), software.text("PRODUCT")), 255);
+        |software: &Node| one_line(&format!("{} {}", software.text("VENDOR"), software.text("PRODUCT")), 255);
     let software: Vec<String> = entry.items("SOFTWARE_LIST", "SOFTWARE").map(software).collect();
     let cves = entry.items("CVE_LIST", "CVE").map(|cve| (ReferenceKind::Cve, cve.text("ID")));
     let vendors = entry.items("VENDOR_REFERENCE_LIST", "VENDOR_REFERENCE").map(|vendor| {
@@ -107,14 +107,14 @@ pub(super) fn vulnerability(entry: &Node) -> Result<Vulnerability, String> {
     });
     let mut references: Vec<Reference> = Vec::new();
     for (kind, text) in cves.chain(vendors) {
-        let reference = Reference { kind, text: line(text, 255) };
+        let reference = Reference { kind, text: one_line(text, 255) };
         if !reference.text.is_empty() && !references.contains(&reference) {
             references.push(reference);
         }
     }
     Ok(Vulnerability {
         id: identifier(entry, "QID", 255)?,
-        title: line(&plain(entry.text("TITLE")), 1000),
+        title: one_line(&plain(entry.text("TITLE")), 1000),
         description: plain(entry.text("DIAGNOSIS")),
         threat: plain(entry.text("CONSEQUENCE")),
         solution: plain(entry.text("SOLUTION")),
@@ -128,7 +128,7 @@ pub(super) fn vulnerability(entry: &Node) -> Result<Vulnerability, String> {
         },
         cvss2: score(entry, "CVSS")?,
         cvss3: score(entry, "CVSS_V3")?,
-        category: Some(line(entry.text("CATEGORY"), 255)).filter(|text| !text.is_empty()),
+        category: Some(one_line(entry.text("CATEGORY"), 255)).filter(|text| !text.is_empty()),
         patchable: match entry.text("PATCHABLE") {
             "0" => Some(false),
             "1" => Some(true),
@@ -155,7 +155,7 @@ fn score(entry: &Node, list: &str) -> Result<Option<f64>, String> {
         return Ok(None);
     };
     let score: Option<f64> = text.parse().ok().filter(|score| (0.0..=10.0).contains(score));
-    score.map(Some).ok_or_else(|| format!("its {list}/BASE is `{}`, which is no score", line(text, 50)))
+    score.map(Some).ok_or_else(|| format!("its {list}/BASE is `{}`, which is no score", one_line(text, 50)))
 }
 
 /// A scan of the list of scans.
@@ -172,7 +172,7 @@ pub(super) struct Scan {
 
 impl Scan {
     pub(super) fn new(scan: &Node) -> Result<Self, String> {
-        let state = line(scan.child("STATUS").map_or("", |status| status.text("STATE")), 50);
+        let state = one_line(scan.child("STATUS").map_or("", |status| status.text("STATE")), 50);
         let status = match state.as_str() {
             "Queued" | "Loading" => Some(ScanStatus::Queued),
             // Its results are not where they are asked for until they have been processed.
@@ -213,7 +213,9 @@ fn optional<T: FromStr>(node: &Node, name: &str) -> Result<Option<T>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| format!("its {name} is `{}`, which makes no sense", line(text, 50)))
+    text.parse()
+        .map(Some)
+        .map_err(|_| format!("its {name} is `{}`, which makes no sense", one_line(text, 50)))
 }
 
 /// A time, if there is one.

@@ -171,21 +171,20 @@ where
     let mut work = Box::pin(work(sender));
     let mut outcome = None;
     stream::poll_fn(move |cx| {
-        if let Poll::Ready(Some(step)) = steps.poll_recv(cx) {
-            return Poll::Ready(Some(Ok(step)));
-        }
-        if outcome.is_none() {
+        let mut next = steps.poll_recv(cx);
+        if !matches!(next, Poll::Ready(Some(_))) && outcome.is_none() {
             if let Poll::Ready(ended) = work.as_mut().poll(cx) {
                 outcome = Some(ended.err());
             }
-            if let Poll::Ready(Some(step)) = steps.poll_recv(cx) {
-                return Poll::Ready(Some(Ok(step)));
-            }
+            next = steps.poll_recv(cx);
         }
-        // All it sent was taken; the end of the work is the end of the stream.
-        match &mut outcome {
-            Some(failure) => Poll::Ready(failure.take().map(Err)),
-            None => Poll::Pending,
+        match (next, &mut outcome) {
+            (Poll::Ready(Some(step)), _) => Poll::Ready(Some(Ok(step))),
+            // The work has ended and all it sent was taken: only now is its end that of the stream.
+            (Poll::Ready(None), Some(failure)) => Poll::Ready(failure.take().map(Err)),
+            // Pending is no end, not even after that of the work: tokio has a task that did much at one go come again,
+            // whatever lies ready for it.
+            (_, _) => Poll::Pending,
         }
     })
     .boxed()

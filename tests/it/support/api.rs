@@ -26,6 +26,7 @@ impl Asked {
 }
 
 /// What the API does about it.
+#[derive(Clone)]
 pub enum Reply {
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// Closes the connection.

@@ -7,30 +7,30 @@
 //! answer, and 409 for a call that one of them blocked. What it does not know it refuses, as Qualys does: a parameter
 //! nobody has heard of, a call without X-Requested-With, a scan of an address that is not in the subscription.
 
+pub use super::trouble::Trouble;
+
 use super::api::{Asked, Reply, ScriptedApi};
+use super::trouble::{Troubles, suffer};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use url::form_urlencoded;
 
-/// What goes wrong with one request.
-#[derive(Clone)]
-pub enum Trouble {
-    /// It is answered with this status, code and text, and nothing is done.
-    Refused(u16, u32, &'static str),
-    /// It is blocked: asked again after so many seconds it would not be.
-    Blocked(u32),
-    /// The connection is closed, and nothing is done.
-    Lost,
-    /// It is done, and the connection is closed.
-    Cut,
-    /// It is done, and half of the answer is sent.
-    Half,
-    /// It is done, and no answer comes.
-    Silent,
-    /// It is answered with this body.
-    Says(String),
+/// It is answered with this status, code and text.
+pub fn refused(status: u16, code: u32, text: &str) -> Trouble {
+    Trouble::Said(reply(status, 0, simple(code, text)))
+}
+
+/// It is blocked: asked again after so many seconds it would not be.
+pub fn blocked(seconds: u32) -> Trouble {
+    let text = "The requested operation is blocked by one or more existing Business Objects";
+    Trouble::Said(reply(409, seconds, simple(1965, text)))
+}
+
+/// It is answered with this body.
+pub fn says(body: impl Into<String>) -> Trouble {
+    Trouble::Said(reply(200, 0, body.into()))
 }
 
 #[derive(Clone, Default)]
@@ -77,7 +77,7 @@ pub struct Store {
 struct Inner {
     store: Store,
     address: String,
-    troubles: VecDeque<(String, Trouble)>,
+    troubles: Troubles,
 }
 
 #[derive(Clone)]
@@ -101,7 +101,7 @@ impl FakeQualys {
             now: "2026-05-05T10:00:00Z",
             asked: Vec::new(),
         };
-        let inner = Inner { store, address: String::new(), troubles: VecDeque::new() };
+        let inner = Inner { store, address: String::new(), troubles: Troubles::default() };
         let inner = Arc::new(Mutex::new(inner));
         let serving = Arc::clone(&inner);
         let api = ScriptedApi::start(move |asked, _| serving.lock().unwrap().serve(asked)).await;
@@ -116,7 +116,12 @@ impl FakeQualys {
 
     /// The next request of this kind (`scan launch`) goes wrong. Troubles of one kind come one after the other.
     pub fn trouble(&self, kind: &str, trouble: Trouble) {
-        self.inner.lock().unwrap().troubles.push_back((kind.to_owned(), trouble));
+        self.trouble_after(0, kind, trouble);
+    }
+
+    /// The one that comes after so many that go well.
+    pub fn trouble_after(&self, spared: usize, kind: &str, trouble: Trouble) {
+        self.inner.lock().unwrap().troubles.expect(kind, spared, trouble);
     }
 
     /// The forms of the requests that were answered at this path, in their order.
@@ -135,36 +140,16 @@ impl Inner {
         let form: HashMap<String, String> = form_urlencoded::parse(text).into_owned().collect();
         let action = form.get("action").map_or("", String::as_str);
         let kind = format!("{} {action}", path.rsplit('/').next().unwrap_or_default());
-        let at = self.troubles.iter().position(|(meant, _)| *meant == kind);
-        let trouble = at.and_then(|at| self.troubles.remove(at)).map(|(_, trouble)| trouble);
-        match &trouble {
-            Some(Trouble::Lost) => return Reply::HangUp,
-            Some(Trouble::Refused(status, code, text)) => return reply(*status, 0, simple(*code, text)),
-            Some(Trouble::Blocked(seconds)) => {
-                let text = "The requested operation is blocked by one or more existing Business Objects";
-                return reply(409, *seconds, simple(1965, text));
-            }
-            Some(Trouble::Says(body)) => return reply(200, 0, body.clone()),
-            _ => {}
-        }
-        let (status, body) = if asked.headers.get("authorization").is_none_or(|login| login != LOGIN) {
-            (401, simple(2000, "Bad Login/Password"))
-        } else if asked.headers.get("x-requested-with").is_none_or(String::is_empty) {
-            (400, simple(1903, "Missing required header: X-Requested-With"))
-        } else {
-            self.answer(&path, &form)
-        };
-        match trouble {
-            Some(Trouble::Cut) => Reply::HangUp,
-            Some(Trouble::Silent) => Reply::StandStill(Vec::new()),
-            Some(Trouble::Half) => {
-                let mut half =
-                    format!("HTTP/1.1 200 x\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
-                half.extend(&body.as_bytes()[..body.len() / 2]);
-                Reply::Partly(half)
-            }
-            _ => reply(status, 0, body),
-        }
+        suffer(self.troubles.meet(&kind), || {
+            let (status, body) = if asked.headers.get("authorization").is_none_or(|login| login != LOGIN) {
+                (401, simple(2000, "Bad Login/Password"))
+            } else if asked.headers.get("x-requested-with").is_none_or(String::is_empty) {
+                (400, simple(1903, "Missing required header: X-Requested-With"))
+            } else {
+                self.answer(&path, &form)
+            };
+            reply(status, 0, body)
+        })
     }
 
     fn answer(&mut self, path: &str, form: &HashMap<String, String>) -> (u16, String) {

@@ -14,6 +14,7 @@ pub mod secrets;
 mod server;
 #[allow(dead_code, reason = "the benchmark of limits uses the rest")]
 pub mod stamping_api;
+pub mod trouble;
 
 pub use daemon::{Daemon, binary, own_jobs_binary};
 pub use database::{Session, TestDb};

@@ -19,6 +19,13 @@ const JOBS: [(&str, &str, &str); 9] = [
     ("ScanCloseJob", "scanner", "engine"),
 ];
 
+/// Lets a daemon call the fake servers, which are on this machine, and once each time.
+pub const CALLS_FAKES: [(&str, &str); 2] =
+    [("ROSTERD__SOURCES__ALLOW_PRIVATE", "127.0.0.0/8"), ("ROSTERD__SOURCES__RETRIES", "0")];
+
+/// The login that the fake servers take.
+const LOGIN: &str = r#"{"Username": "svc", "Password": "canary-1"}"#;
+
 /// See the module.
 pub struct Lab {
     pub db: TestDb,
@@ -70,6 +77,38 @@ impl Lab {
         }
     }
 
+    /// Puts another system, at this address, in the place of all sources of a kind.
+    pub fn replace(&mut self, old: &str, new: &str, address: &str, payload: &serde_json::Value) {
+        self.db.exec(&format!(
+            "update SourceConfig set Source = '{new}', Address = '{address}', AuthInfo = '{LOGIN}', Payload = '{payload}'
+             where Source = '{old}'"
+        ));
+    }
+
+    /// `SourceConfig.ID` of one more scanner of ACME, like the one there is, and with a configuration of every job too.
+    pub fn another_scanner(&mut self, address: &str) -> String {
+        let first = self.db.text("select ID from SourceConfig where Source not in ('Local', 'JIRA')");
+        let second = self.db.text(&format!(
+            "insert into SourceConfig (Source, OrganizationID, Address, AuthInfo, Payload)
+             select Source, OrganizationID, '{address}', AuthInfo, Payload from SourceConfig where ID = '{first}' returning ID"
+        ));
+        self.db.exec(&format!(
+            "insert into JobConfig (JobID, OrganizationID, DataInSourceConfigID, DataOutSourceConfigID, MaxInstances)
+             select JobID, OrganizationID, case DataInSourceConfigID when '{first}' then '{second}' else DataInSourceConfigID end,
+               case DataOutSourceConfigID when '{first}' then '{second}' else DataOutSourceConfigID end, MaxInstances
+             from JobConfig"
+        ));
+        second
+    }
+
+    /// `JobConfig.ID` of a job with this source as its in or out.
+    pub fn config_with(&mut self, source: &str, job: &str) -> String {
+        self.db.text(&format!(
+            "select c.ID from JobConfig c join Job j on j.ID = c.JobID
+             where j.Struct = '{job}' and '{source}' in (c.DataInSourceConfigID, c.DataOutSourceConfigID)"
+        ))
+    }
+
     /// `JobConfig.ID` of a job of an organization.
     pub fn config(&mut self, code: &str, job: &str) -> String {
         self.db.text(&format!(
@@ -81,6 +120,11 @@ impl Lab {
     /// A daemon that may read the folder.
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(&[])
+    }
+
+    /// A daemon that calls the fake servers.
+    pub fn calling_daemon(&self, env: &[(&str, &str)]) -> Daemon {
+        self.daemon_with(&[&CALLS_FAKES, env].concat())
     }
 
     pub fn daemon_with(&self, env: &[(&str, &str)]) -> Daemon {
@@ -101,7 +145,12 @@ impl Lab {
     }
 
     pub fn run_for(&mut self, code: &str, job: &str, payload: &str) -> serde_json::Value {
-        let id = self.start(code, job, payload);
+        let config = self.config(code, job);
+        self.run_config(&config, payload)
+    }
+
+    pub fn run_config(&mut self, config: &str, payload: &str) -> serde_json::Value {
+        let id = self.db.insert(config, payload);
         self.db.wait_for(
             &format!("select concat_ws(' ', StatusID, Error) from JobHistory where ID = '{id}'"),
             "3",

@@ -8,28 +8,24 @@
 mod jql;
 mod store;
 
+pub use super::trouble::Trouble;
 pub use store::{Step, Store};
 
 use super::api::{Asked, Reply, ScriptedApi};
+use super::trouble::{Troubles, suffer};
 use serde_json::{Map, Value, json};
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// What goes wrong with one request.
-#[derive(Clone)]
-pub enum Trouble {
-    /// It is answered with this status and these headers, and nothing is done.
-    Refused(u16, Vec<(&'static str, String)>),
-    /// The connection is closed, and nothing is done.
-    Lost,
-    /// It is done, and the connection is closed.
-    Cut,
-    /// It is done, and half of the answer is sent.
-    Half,
-    /// It is done, and no answer comes.
-    Silent,
-    /// It is answered as to anybody: with 200, and with no issue. A header says that logging in failed.
-    Anonymous,
+/// It is answered with this status and these headers.
+pub fn refused(status: u16, headers: Vec<(&'static str, String)>) -> Trouble {
+    Trouble::Said(Reply::Answer(status, headers, b"{\"errorMessages\": [\"no\"]}".to_vec()))
+}
+
+/// It is answered as to anybody: with 200, and with no issue. A header says that logging in failed.
+pub fn anonymous() -> Trouble {
+    let body = json!({"issues": [], "total": 0, "isLast": true}).to_string().into_bytes();
+    let why = vec![("x-seraph-loginreason", "AUTHENTICATED_FAILED".to_owned())];
+    Trouble::Said(Reply::Answer(200, why, body))
 }
 
 type Meanwhile = Box<dyn FnMut(&mut Store, usize) + Send>;
@@ -39,7 +35,7 @@ struct Inner {
     /// A search answers so many issues at most, whatever was asked for.
     page: usize,
     accepted: Vec<String>,
-    troubles: VecDeque<(String, Trouble)>,
+    troubles: Troubles,
     searches: Vec<String>,
     meanwhile: Option<Meanwhile>,
 }
@@ -57,7 +53,7 @@ impl FakeJira {
             page: 50,
             // svc:canary-1 and a personal access token
             accepted: vec!["Basic c3ZjOmNhbmFyeS0x".to_owned(), "Bearer canary-2".to_owned()],
-            troubles: VecDeque::new(),
+            troubles: Troubles::default(),
             searches: Vec::new(),
             meanwhile: None,
         }));
@@ -73,7 +69,12 @@ impl FakeJira {
 
     /// The next request of this kind (`POST issue`) goes wrong. Troubles of one kind come one after the other.
     pub fn trouble(&self, kind: &str, trouble: Trouble) {
-        self.inner.lock().unwrap().troubles.push_back((kind.to_owned(), trouble));
+        self.trouble_after(0, kind, trouble);
+    }
+
+    /// The one that comes after so many that go well.
+    pub fn trouble_after(&self, spared: usize, kind: &str, trouble: Trouble) {
+        self.inner.lock().unwrap().troubles.expect(kind, spared, trouble);
     }
 
     pub fn page(&self, page: usize) {
@@ -105,36 +106,16 @@ impl Inner {
         // `GET issue/SEC-1/comment` is of the kind `GET comment`.
         let kind = format!("{} {}", asked.method, path.rsplit('/').next().unwrap_or_default());
         let kind = if path.starts_with("search") { "search".to_owned() } else { kind };
-        let at = self.troubles.iter().position(|(meant, _)| *meant == kind);
-        let trouble = at.and_then(|at| self.troubles.remove(at)).map(|(_, trouble)| trouble);
-        match &trouble {
-            Some(Trouble::Lost) => return Reply::HangUp,
-            Some(Trouble::Refused(status, headers)) => {
-                return Reply::Answer(*status, headers.clone(), b"{\"errorMessages\": [\"no\"]}".to_vec());
-            }
-            Some(Trouble::Anonymous) => {
-                let body = json!({"issues": [], "total": 0, "isLast": true}).to_string().into_bytes();
-                let why = vec![("x-seraph-loginreason", "AUTHENTICATED_FAILED".to_owned())];
-                return Reply::Answer(200, why, body);
-            }
-            _ => {}
-        }
+        suffer(self.troubles.meet(&kind), || self.reply(asked, path))
+    }
+
+    fn reply(&mut self, asked: &Asked, path: &str) -> Reply {
         let login = asked.headers.get("authorization").is_some_and(|login| self.accepted.contains(login));
         let (status, body) = if login { self.answer(asked, path) } else { (401, json!({})) };
         let mut headers = vec![("content-type", "application/json".to_owned())];
         headers.push(("date", self.store.now.format("%a, %d %b %Y %H:%M:%S GMT").to_string()));
         let body = if status == 204 { Vec::new() } else { body.to_string().into_bytes() };
-        match trouble {
-            Some(Trouble::Cut) => Reply::HangUp,
-            Some(Trouble::Silent) => Reply::StandStill(Vec::new()),
-            Some(Trouble::Half) => {
-                let mut half =
-                    format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n", body.len() + 1).into_bytes();
-                half.extend(body);
-                Reply::Partly(half)
-            }
-            _ => Reply::Answer(status, headers, body),
-        }
+        Reply::Answer(status, headers, body)
     }
 
     fn answer(&mut self, asked: &Asked, path: &str) -> (u16, Value) {

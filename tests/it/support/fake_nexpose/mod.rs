@@ -8,28 +8,23 @@
 
 mod store;
 
+pub use super::trouble::Trouble;
 pub use store::Store;
 
 use super::api::{Asked, Reply, ScriptedApi};
+use super::trouble::{Troubles, suffer};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// What goes wrong with one request.
-#[derive(Clone)]
-pub enum Trouble {
-    /// It is answered with this status, and nothing is done.
-    Refused(u16),
-    /// The connection is closed, and nothing is done.
-    Lost,
-    /// It is done, and the connection is closed.
-    Cut,
-    /// It is done, and half of the answer is sent.
-    Half,
-    /// It is done, and no answer comes.
-    Silent,
-    /// It is answered with this.
-    Said(Value),
+/// It is answered with this status.
+pub fn refused(status: u16) -> Trouble {
+    let body = json!({"status": status.to_string(), "message": "An error has occurred."});
+    Trouble::Said(reply(status, &body))
+}
+
+/// It is answered with this.
+pub fn said(body: &Value) -> Trouble {
+    Trouble::Said(reply(200, body))
 }
 
 type Meanwhile = Box<dyn FnMut(&mut Store, &str) + Send>;
@@ -38,7 +33,7 @@ struct Inner {
     store: Store,
     /// A page holds so many items at most, whatever was asked for.
     cap: usize,
-    troubles: VecDeque<(String, Trouble)>,
+    troubles: Troubles,
     meanwhile: Option<Meanwhile>,
 }
 
@@ -51,7 +46,7 @@ pub struct FakeNexpose {
 
 impl FakeNexpose {
     pub async fn start() -> Self {
-        let inner = Inner { store: Store::new(), cap: 500, troubles: VecDeque::new(), meanwhile: None };
+        let inner = Inner { store: Store::new(), cap: 500, troubles: Troubles::default(), meanwhile: None };
         let inner = Arc::new(Mutex::new(inner));
         let serving = Arc::clone(&inner);
         let api = ScriptedApi::start(move |asked, _| serving.lock().unwrap().serve(asked)).await;
@@ -66,7 +61,12 @@ impl FakeNexpose {
     /// The next request of this kind (`GET assets/#`: a number is any number) goes wrong. Troubles of one kind come one
     /// after the other.
     pub fn trouble(&self, kind: &str, trouble: Trouble) {
-        self.inner.lock().unwrap().troubles.push_back((kind.to_owned(), trouble));
+        self.trouble_after(0, kind, trouble);
+    }
+
+    /// The one that comes after so many that go well.
+    pub fn trouble_after(&self, spared: usize, kind: &str, trouble: Trouble) {
+        self.inner.lock().unwrap().troubles.expect(kind, spared, trouble);
     }
 
     pub fn cap(&self, cap: usize) {
@@ -106,38 +106,19 @@ fn kind(asked: &Asked) -> String {
 impl Inner {
     fn serve(&mut self, asked: &Asked) -> Reply {
         let kind = kind(asked);
-        let at = self.troubles.iter().position(|(meant, _)| *meant == kind);
-        let trouble = at.and_then(|at| self.troubles.remove(at)).map(|(_, trouble)| trouble);
-        let headers = vec![("content-type", "application/json".to_owned()), ("retry-after", "0".to_owned())];
-        match &trouble {
-            Some(Trouble::Lost) => return Reply::HangUp,
-            Some(Trouble::Refused(status)) => {
-                let body = json!({"status": status.to_string(), "message": "An error has occurred."});
-                return Reply::Answer(*status, headers, body.to_string().into_bytes());
-            }
-            Some(Trouble::Said(body)) => return Reply::Answer(200, headers, body.to_string().into_bytes()),
-            _ => {}
-        }
+        suffer(self.troubles.meet(&kind), || self.reply(asked, &kind))
+    }
+
+    fn reply(&mut self, asked: &Asked, kind: &str) -> Reply {
         // svc:canary-1
         let login = asked.headers.get("authorization").is_some_and(|login| login == "Basic c3ZjOmNhbmFyeS0x");
         let (status, body) =
             if login { self.answer(asked) } else { (401, json!({"message": "Unauthorized"})) };
         if let Some(mut meanwhile) = self.meanwhile.take() {
-            meanwhile(&mut self.store, &kind);
+            meanwhile(&mut self.store, kind);
             self.meanwhile = Some(meanwhile);
         }
-        let body = body.to_string().into_bytes();
-        match trouble {
-            Some(Trouble::Cut) => Reply::HangUp,
-            Some(Trouble::Silent) => Reply::StandStill(Vec::new()),
-            Some(Trouble::Half) => {
-                let mut half =
-                    format!("HTTP/1.1 {status} x\r\ncontent-length: {}\r\n\r\n", body.len() + 1).into_bytes();
-                half.extend(body);
-                Reply::Partly(half)
-            }
-            _ => Reply::Answer(status, headers, body),
-        }
+        reply(status, &body)
     }
 
     fn answer(&mut self, asked: &Asked) -> (u16, Value) {
@@ -195,6 +176,11 @@ impl Inner {
         });
         json!({"resources": some, "page": page, "links": []})
     }
+}
+
+fn reply(status: u16, body: &Value) -> Reply {
+    let headers = vec![("content-type", "application/json".to_owned()), ("retry-after", "0".to_owned())];
+    Reply::Answer(status, headers, body.to_string().into_bytes())
 }
 
 fn none() -> (u16, Value) {
