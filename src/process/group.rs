@@ -1,6 +1,6 @@
 //! A child process with everything it starts: one process group, which never outlives its value.
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, prlimit};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -42,6 +42,13 @@ impl ProcessGroup {
         let mut group = Self { leader: Some(leader), pid, exit: None };
         group.exit = Some(watch(pidfd_open(pid, PidfdFlags::empty())?)?);
         Ok((group, pipes))
+    }
+
+    /// From now on the leader, and what it starts, cannot write a file longer than this.
+    pub(crate) fn limit_files(&self, bytes: u64) -> io::Result<()> {
+        let limit = Rlimit { current: Some(bytes), maximum: Some(bytes) };
+        prlimit(Some(self.pid), Resource::Fsize, limit)?;
+        Ok(())
     }
 
     /// Completes when the leader has ended.
