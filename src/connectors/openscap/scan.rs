@@ -97,7 +97,8 @@ impl Begun {
         if newest.has_newer(&target.asset, result) {
             return Fate::Assessed;
         }
-        let line = result.max(before.and_then(|before| before.unreachable));
+        // A line of ours is newer than what lay there, and a host's clock may be ahead of it.
+        let line = before.map_or(target.assessed, |before| before.result.max(before.unreachable));
         let is_new = |host: &&Unreachable| line.is_none_or(|before| host.time > before);
         match unreachable.get(&target.asset).filter(is_new) {
             Some(host) => Fate::Unreachable(host),

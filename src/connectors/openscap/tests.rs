@@ -523,6 +523,13 @@ async fn of_a_scan_that_rosterd_runs_only_what_came_after_it_was_asked_for_count
     fixture.put("web/1.xml", benchmark(&result("web-01", "02:00:01Z", &home_failed())));
     let (results, _) = all(scanner.results(&scan)).await;
     assert_eq!(fates(&results), [("web-02", "now (2026-11-22T02:00:01Z)"), ("web-01", "assessed")]);
+
+    // Its clock was ahead when it was assessed, and that file was removed since.
+    let mut request = self::request("web", &[target("web-04", Some("09:00:00Z"))]);
+    scanner.prepare(&mut request).await.unwrap();
+    let scan = scanner.launch(&request).await.unwrap();
+    fixture.put("web/unreachable.csv", "web-04,2026-11-22T03:00:00Z,refused\n");
+    assert_eq!(fates(&all(scanner.results(&scan)).await.0), [("web-04", "refused (2026-11-22T03:00:00Z)")]);
 }
 
 #[tokio::test]
