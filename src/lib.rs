@@ -34,6 +34,7 @@ mod lease;
 pub mod limits;
 pub mod log;
 pub mod postgres;
+mod process;
 pub mod registry;
 pub mod schedule;
 pub mod secrets;

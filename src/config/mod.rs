@@ -25,7 +25,7 @@ pub use self::error::{ConfigError, Place, Problem};
 pub use self::inspect::{Inspection, Setting};
 pub use self::sections::{
     CommandsSection, DatabaseSection, EmbeddedSection, EngineSection, HttpSection, LogFormat, LogSection,
-    ScheduleSection, SecretsSection, SourcesSection, SqlJobSection, StateSection,
+    OpenScapSection, ScheduleSection, SecretsSection, SourcesSection, SqlJobSection, StateSection,
 };
 
 /// The text of `config/default.toml`: every key, its unit and meaning.
@@ -53,6 +53,8 @@ pub struct Config {
     pub http: HttpSection,
     /// Calls to the outside.
     pub sources: SourcesSection,
+    /// What `OpenScapRunJob` may run.
+    pub openscap: OpenScapSection,
     /// Sealed fields of `AuthInfo`.
     pub secrets: SecretsSection,
     /// What `CommandJob` may do.

@@ -38,6 +38,8 @@ pub(super) enum Rule {
     Files,
     /// A list of absolute paths of folders.
     Folders,
+    /// An absolute path that ssh takes as it stands, or nothing.
+    Path,
     /// The public half of a key or nothing.
     PublicKey,
 }
@@ -93,6 +95,11 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("sources.retry_total_seconds", Rule::Number(0.0, 86_400.0)),
     ("sources.ca_dir", Rule::Text),
     ("sources.folders", Rule::Folders),
+    ("openscap.content", Rule::Folders),
+    ("openscap.oscap", Rule::Path),
+    ("openscap.ssh", Rule::Path),
+    ("openscap.ssh_identity_file", Rule::Path),
+    ("openscap.ssh_known_hosts_file", Rule::Path),
     ("commands.dir", Rule::Text),
     ("commands.output_max_bytes", Rule::Whole(1, 104_857_600)),
     ("commands.env", Rule::VariableNames),
@@ -145,7 +152,9 @@ impl Rule {
                 let items = trimmed.split(',').map(str::trim).filter(|item| !item.is_empty());
                 Some(Value::Array(items.map(|item| Value::String(item.to_owned())).collect()))
             }
-            Self::Text | Self::Filter | Self::Listen | Self::DatabaseUrl | Self::PublicKey => None,
+            Self::Text | Self::Filter | Self::Listen | Self::DatabaseUrl | Self::PublicKey | Self::Path => {
+                None
+            }
         };
         typed.unwrap_or_else(|| Value::String(text.to_owned()))
     }
@@ -184,6 +193,10 @@ impl Rule {
                 None
             }
             (Self::PublicKey, _) => Some("the public key that `rosterd secret keygen` printed".to_owned()),
+            (Self::Path, Value::String(path)) if is_path(path) => None,
+            (Self::Path, _) => {
+                Some("a path from the root without blanks, quotes, % and backslashes, or \"\"".to_owned())
+            }
             (Self::Networks | Self::VariableNames | Self::Files | Self::Folders, Value::Array(items)) => {
                 return items.iter().try_for_each(|item| self.check_item(item));
             }
@@ -306,6 +319,12 @@ fn is_listen(text: &str) -> bool {
         }
         None => false,
     }
+}
+
+/// ssh gives a meaning of its own to what is not taken here.
+fn is_path(text: &str) -> bool {
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && !"\"'%\\".contains(c);
+    text.is_empty() || (Path::new(text).is_absolute() && text.chars().all(is_plain))
 }
 
 fn is_database_url(text: &str) -> bool {

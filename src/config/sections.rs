@@ -314,6 +314,18 @@ impl SourcesSection {
     }
 }
 
+/// `[openscap]`: what `OpenScapRunJob` may run.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct OpenScapSection {
+    pub content: Vec<PathBuf>,
+    pub oscap: PathBuf,
+    pub ssh: PathBuf,
+    pub ssh_identity_file: PathBuf,
+    pub ssh_known_hosts_file: PathBuf,
+}
+
 /// `[secrets]`: sealed fields of `AuthInfo`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -202,6 +202,17 @@ fn folders_that_sources_may_read_begin_at_the_root() {
 }
 
 #[test]
+fn a_path_that_ssh_would_read_otherwise_than_it_stands_is_refused() {
+    let config = load_file("[openscap]\nssh_identity_file = \"/etc/rosterd/ssh-key\"\n").unwrap();
+    assert_eq!(config.openscap.ssh_identity_file, Path::new("/etc/rosterd/ssh-key"));
+    assert!(config.openscap.content.is_empty() && config.openscap.oscap == Path::new("/usr/bin/oscap"));
+    for path in ["ssh-key", "/etc/%d/key", "/etc/a key", "~/key"] {
+        let error = load_file(&format!("[openscap]\nssh_identity_file = \"{path}\"\n")).unwrap_err();
+        assert!(error.contains("give a path from the root without blanks"), "{error}");
+    }
+}
+
+#[test]
 fn keys_of_secrets_are_files_and_whatever_stands_in_the_place_of_a_public_key_is_never_repeated() {
     let config = load_environment(&[("ROSTERD__SECRETS__KEYS", "/etc/a.key, /etc/b.key")]).unwrap();
     assert_eq!(config.secrets.keys, [Path::new("/etc/a.key"), Path::new("/etc/b.key")]);

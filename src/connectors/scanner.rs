@@ -2,6 +2,7 @@
 
 use super::ClientError;
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use schemars::JsonSchema;
@@ -30,6 +31,24 @@ pub trait Scanner: Send + Sync {
 
     /// How far a scan is.
     fn status<'a>(&'a self, scan: &'a ScanHandle) -> BoxFuture<'a, Result<ScanStatus, ScannerError>>;
+
+    /// Whether it is a program that rosterd has to run itself: then a scan is a row of a job of ours, and this scanner only
+    /// says what came of it.
+    fn is_run_by_us(&self) -> bool {
+        false
+    }
+
+    /// Before a scan that rosterd runs itself is written down: notes in `request.known` what there is already, so that
+    /// nothing of it is taken for a result later.
+    fn prepare<'a>(&'a self, request: &'a mut ScanRequest) -> BoxFuture<'a, Result<(), ScannerError>> {
+        let _ = request;
+        async { Ok(()) }.boxed()
+    }
+
+    /// How a scan ended of which nothing more will come, because the row that ran it is over.
+    fn outcome<'a>(&'a self, scan: &'a ScanHandle) -> BoxFuture<'a, Result<ScanStatus, ScannerError>> {
+        self.status(scan)
+    }
 
     /// What a finished scan found. A device of the request about which it says nothing was not covered.
     fn results<'a>(&'a self, scan: &'a ScanHandle) -> BoxStream<'a, Result<ScanResult, ScannerError>>;
@@ -269,6 +288,9 @@ pub struct ScanRequest {
     pub group: String,
     /// The devices.
     pub targets: Vec<Target>,
+    /// What [`Scanner::prepare`] noted.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub known: Value,
 }
 
 /// What a scan looks for.

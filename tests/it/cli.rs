@@ -730,8 +730,8 @@ fn job_list_and_job_schema_need_no_database() {
     };
     without(&["job", "list"]).with(0).shows(&["CommandJob", "HttpJob", "SqlJob", "command*", "stdin"]);
     let jobs = without(&["job", "list", "--json"]).with(0).json();
-    // Three generic ones, nine of vulnerability management.
-    assert_eq!(jobs["jobs"].as_array().unwrap().len(), 12);
+    // Three generic ones, ten of vulnerability management.
+    assert_eq!(jobs["jobs"].as_array().unwrap().len(), 13);
     let schema = without(&["job", "schema", "http"]).with(0).json();
     assert_eq!(schema["additionalProperties"], false);
     without(&["job", "schema", "HtpJob"]).with(64).complains(&["the nearest is `HttpJob`"]);

@@ -35,6 +35,7 @@ mod many_runners;
 mod nexpose;
 mod odd_servers;
 mod openscap;
+mod openscap_run;
 mod operator_fuzz;
 mod outages;
 mod plans;

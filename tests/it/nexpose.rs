@@ -129,7 +129,7 @@ fn request(fake: &FakeNexpose, kind: ScanKind, assets: &[i64]) -> ScanRequest {
         vulnerabilities: vec!["tls-old".to_owned()],
     };
     let targets = assets.iter().map(target).collect();
-    ScanRequest { marker: MARKER.to_owned(), kind, group: SITE.to_owned(), targets }
+    ScanRequest { marker: MARKER.to_owned(), kind, group: SITE.to_owned(), targets, known: Value::Null }
 }
 
 async fn three_assets() -> FakeNexpose {

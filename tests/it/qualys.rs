@@ -76,6 +76,7 @@ fn request(targets: Vec<Target>) -> ScanRequest {
         kind: ScanKind::Vulnerabilities,
         group: "12".to_owned(),
         targets,
+        known: Value::Null,
     }
 }
 

@@ -5,7 +5,7 @@ use super::folder::{Folder, ITSELF, UNREACHABLE};
 use super::group::{self, Newest};
 use super::only_itself;
 use super::results::Budget;
-use super::scan::{Begun, Fate, fate};
+use super::scan::{Begun, Fate};
 use super::unreachable::{self, Hosts};
 use super::xml::Broken;
 use crate::connectors::scanner::{Assessment, ScanResult, ScannerError, Vulnerability};
@@ -132,7 +132,7 @@ impl Collection {
         }
         let mut assessed = HashSet::new();
         for target in &scan.request.targets {
-            match fate(target, &newest, &unreachable) {
+            match scan.fate(target, &newest, &unreachable) {
                 Fate::Assessed => drop(assessed.insert(target.asset.as_str())),
                 Fate::Unreachable(host) => sink.put(ScanResult::Dead {
                     asset: Some(target.asset.clone()),
@@ -148,7 +148,7 @@ impl Collection {
         give((documents, newest), sink, ScanResult::Assessed)
     }
 
-    /// What [`Begun::status`] looks at. What makes no sense is told by those who read the results.
+    /// The times of the results and of the lines about hosts that did not answer. What makes no sense is told by those who read the results.
     pub(super) fn state(&self, group: &str, reading: &Reading) -> Result<(Newest, Hosts), Ending> {
         let mut newest = Newest::default();
         for (place, document) in self.documents(group)?.into_iter().flatten().enumerate() {

@@ -48,6 +48,11 @@ impl Newest {
         self.0.get(asset).is_some_and(|(_, assessed)| before.is_none() || *assessed > before)
     }
 
+    /// When this host was assessed last.
+    pub(super) fn time(&self, asset: &str) -> Option<DateTime<Utc>> {
+        self.0.get(asset).and_then(|(_, assessed)| *assessed)
+    }
+
     /// Where there is any.
     pub(super) fn places(&self) -> HashSet<usize> {
         self.0.values().map(|(place, _)| *place).collect()

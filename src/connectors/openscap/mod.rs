@@ -9,6 +9,7 @@
 //! | `group` | which result of a host is the newest |
 //! | `collection` | all documents of a source, read on a thread that may wait |
 //! | `scan` | waiting for newer results |
+//! | `run` | having `oscap` make them, on this host or over ssh |
 
 mod collection;
 mod document;
@@ -18,6 +19,7 @@ mod payload;
 mod prose;
 mod results;
 mod rules;
+mod run;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,8 @@ mod unpack;
 mod unreachable;
 mod xml;
 
-pub use payload::OpenScapPayload;
+pub use payload::{OpenScapPayload, Over, RunPayload};
+pub use run::{Evaluated, Evaluation, Evaluator, Reach, Whom};
 
 use super::scanner::{
     Assessment, ScanHandle, ScanRequest, ScanResult, ScanStatus, Scanner, ScannerError, Vulnerability,
@@ -40,20 +43,24 @@ use folder::{Folder, ITSELF};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use group::Newest;
 use scan::Begun;
+use serde_json::json;
 use std::time::Duration;
 use unpack::{Limits, MAX_DOCUMENT_BYTES};
+use unreachable::Hosts;
 use url::Url;
 
 /// Results of OpenSCAP. A rule of a benchmark is a vulnerability, and one that failed is there.
 ///
-/// It starts nothing: a scan waits for results that are newer than those there were.
+/// It starts nothing: a scan waits for results that are newer than those there were. An [`Evaluator`] makes them.
 #[derive(Debug, Clone)]
 pub struct OpenScap {
     name: String,
     at: At,
     limits: Limits,
     result_wait: Duration,
+    is_run_by_us: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -89,10 +96,9 @@ impl OpenScap {
                 ));
             }
         };
-        let max_ratio = u64::try_from(settings.decompression_max_ratio).unwrap_or(u64::MAX);
-        let limits = Limits { max_bytes: MAX_DOCUMENT_BYTES, max_ratio };
-        let result_wait = payload.result_wait();
-        Ok(Self { name, at, limits, result_wait })
+        let is_run_by_us = payload.run.is_some();
+        let limits = limits(settings);
+        Ok(Self { name, at, limits, result_wait: payload.result_wait(), is_run_by_us })
     }
 
     /// The documents there are now.
@@ -134,6 +140,18 @@ impl OpenScap {
         stream::once(read).try_flatten().boxed()
     }
 
+    /// The times of what there is in a group.
+    async fn state(&self, group: &str) -> Result<(Newest, Hosts), ScannerError> {
+        let group = group.to_owned();
+        self.ask(move |collection, reading| collection.state(&group, reading)).await
+    }
+
+    async fn status_after(&self, scan: &ScanHandle, wait: Duration) -> Result<ScanStatus, ScannerError> {
+        let begun = Begun::of(scan)?;
+        let (newest, unreachable) = self.state(&begun.request.group).await?;
+        Ok(begun.status(&newest, &unreachable, Utc::now(), wait))
+    }
+
     /// The one thing `work` says.
     async fn ask<T: Send + 'static>(
         &self,
@@ -153,6 +171,11 @@ impl OpenScap {
             }
         }
     }
+}
+
+fn limits(settings: &SourcesSection) -> Limits {
+    let max_ratio = u64::try_from(settings.decompression_max_ratio).unwrap_or(u64::MAX);
+    Limits { max_bytes: MAX_DOCUMENT_BYTES, max_ratio }
 }
 
 /// A source that is one file has one group.
@@ -199,14 +222,26 @@ impl Scanner for OpenScap {
 
     /// Finished when there is something new of every target, or of some after `result_wait_seconds`.
     fn status<'a>(&'a self, scan: &'a ScanHandle) -> BoxFuture<'a, Result<ScanStatus, ScannerError>> {
+        self.status_after(scan, self.result_wait).boxed()
+    }
+
+    /// Where Payload has `run`.
+    fn is_run_by_us(&self) -> bool {
+        self.is_run_by_us
+    }
+
+    fn prepare<'a>(&'a self, request: &'a mut ScanRequest) -> BoxFuture<'a, Result<(), ScannerError>> {
         async move {
-            let begun = Begun::of(scan)?;
-            let group = begun.request.group.clone();
-            let (newest, unreachable) =
-                self.ask(move |collection, reading| collection.state(&group, reading)).await?;
-            Ok(begun.status(&newest, &unreachable, Utc::now(), self.result_wait))
+            let (newest, unreachable) = self.state(&request.group).await?;
+            request.known = json!(scan::known(&request.targets, &newest, &unreachable));
+            Ok(())
         }
         .boxed()
+    }
+
+    /// Finished when there is something new of any target.
+    fn outcome<'a>(&'a self, scan: &'a ScanHandle) -> BoxFuture<'a, Result<ScanStatus, ScannerError>> {
+        self.status_after(scan, Duration::ZERO).boxed()
     }
 
     fn results<'a>(&'a self, scan: &'a ScanHandle) -> BoxStream<'a, Result<ScanResult, ScannerError>> {

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// `SourceConfig.Payload` of OpenSCAP.
@@ -13,12 +14,106 @@ pub struct OpenScapPayload {
     /// How long after its start a scan waits for results at most, in seconds; 86400 if nothing is said.
     #[serde(default)]
     result_wait_seconds: Option<u64>,
+    /// Has `OpenScapRunJob` run `oscap`. Without it rosterd starts nothing and reads what others bring.
+    #[serde(default)]
+    pub(super) run: Option<RunPayload>,
     /// CAs of an Address with `https://`, which the client of the source reads.
     #[serde(default)]
     tls_ca_pem: Option<Value>,
     /// The same in a file.
     #[serde(default)]
     tls_ca_file: Option<Value>,
+}
+
+/// `run` in [`OpenScapPayload`]. Whoever may write rows writes it, so nothing of it is trusted.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunPayload {
+    /// Where `oscap` runs.
+    pub(super) over: Over,
+    /// The profile of the content, by its whole ID or its last part.
+    pub(super) profile: String,
+    /// File with the data stream, in one of the folders of `openscap.content`.
+    pub(super) content: PathBuf,
+    /// How long the evaluation of one host may take.
+    #[serde(default = "an_hour")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub(super) timeout_seconds: u64,
+    /// Who logs in over ssh.
+    #[serde(default)]
+    pub(super) user: String,
+    /// Where ssh is listened for.
+    #[serde(default = "ssh_port")]
+    pub(super) port: u16,
+    /// Hosts that one row evaluates at a time.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub(super) parallel: usize,
+}
+
+/// Where `oscap` runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Over {
+    /// On each host, which is reached over ssh.
+    #[serde(rename = "ssh")]
+    Ssh,
+    /// On the host of the daemon, about that host.
+    #[serde(rename = "this host")]
+    ThisHost,
+}
+
+fn an_hour() -> u64 {
+    3600
+}
+
+fn ssh_port() -> u16 {
+    22
+}
+
+fn one() -> usize {
+    1
+}
+
+impl RunPayload {
+    fn check(&self) -> Result<(), String> {
+        let wrong = |field: &str, value: &dyn std::fmt::Debug, wish: &str| {
+            Err(format!("Payload field `run.{field}` is {value:?}, give {wish}"))
+        };
+        if !is_word(&self.profile) {
+            return wrong(
+                "profile",
+                &self.profile,
+                "the ID of a profile: letters, digits, _, . and -, no - first",
+            );
+        }
+        if self.over == Over::Ssh && !is_word(&self.user) {
+            return wrong(
+                "user",
+                &self.user,
+                "who logs in over ssh: letters, digits, _, . and -, no - first",
+            );
+        }
+        if !self.content.is_absolute() {
+            return wrong("content", &self.content, "the whole path of a file");
+        }
+        if !(1..=604_800).contains(&self.timeout_seconds) {
+            return wrong("timeout_seconds", &self.timeout_seconds, "1 to 604800");
+        }
+        if !(1..=1000).contains(&self.parallel) {
+            return wrong("parallel", &self.parallel, "1 to 1000");
+        }
+        if self.port == 0 {
+            return wrong("port", &self.port, "1 to 65535");
+        }
+        Ok(())
+    }
+}
+
+/// What no program takes for an option, and no shell for anything but a word.
+fn is_word(text: &str) -> bool {
+    (1..=255).contains(&text.len())
+        && !text.starts_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 /// A year.
@@ -46,7 +141,7 @@ impl OpenScapPayload {
             Some(seconds) if !(1..=MAX_WAIT).contains(&seconds) => {
                 Err(format!("Payload field `result_wait_seconds` is {seconds}, give 1 to {MAX_WAIT}"))
             }
-            _ => Ok(read),
+            _ => read.run.as_ref().map_or(Ok(()), RunPayload::check).map(|()| read),
         }
     }
 
@@ -70,6 +165,34 @@ mod tests {
         );
         assert!(problem(json!({"result_wait_seconds": 0})).contains("give 1 to 31536000"));
         assert!(problem(json!([])).starts_with("its Payload"), "{}", problem(json!([])));
+    }
+
+    #[test]
+    fn what_shall_be_run_is_checked_before_anything_else_looks_at_it() {
+        let run = |changed: Value| {
+            let mut run =
+                json!({"over": "ssh", "profile": "xccdf_a-1", "content": "/c/ds.xml", "user": "scan"});
+            run.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
+            OpenScapPayload::read(&json!({ "run": run }))
+        };
+        let read = run(json!({})).unwrap().run.unwrap();
+        assert_eq!((read.timeout_seconds, read.port, read.parallel), (3600, 22, 1));
+        for profile in ["", "-o", "--remediate", "a b", "a;b", "a'b", "a$b", "../a/", "\u{e9}", "a\n", "a\0"]
+        {
+            let problem = run(json!({ "profile": profile })).unwrap_err();
+            assert!(problem.starts_with("Payload field `run.profile` is"), "{profile:?}: {problem}");
+        }
+        for user in ["", "-oProxyCommand=x", "a@b", "a b"] {
+            let problem = run(json!({ "user": user })).unwrap_err();
+            assert!(problem.starts_with("Payload field `run.user` is"), "{user:?}: {problem}");
+        }
+        assert!(run(json!({"over": "this host", "user": ""})).is_ok());
+        assert!(run(json!({"over": "telnet"})).unwrap_err().contains("`run.over`"));
+        assert!(run(json!({"content": "ds.xml"})).unwrap_err().contains("`run.content`"));
+        assert!(run(json!({"timeout_seconds": 0})).unwrap_err().contains("give 1 to 604800"));
+        assert!(run(json!({"parallel": 0})).unwrap_err().contains("give 1 to 1000"));
+        assert!(run(json!({"port": 0})).unwrap_err().contains("give 1 to 65535"));
+        assert!(run(json!({"sudo": true})).unwrap_err().contains("sudo"));
     }
 
     #[test]

@@ -437,6 +437,7 @@ fn request(group: &str, targets: &[Target]) -> ScanRequest {
         kind: ScanKind::Vulnerabilities,
         group: group.to_owned(),
         targets: targets.to_vec(),
+        known: Value::Null,
     }
 }
 
@@ -494,6 +495,41 @@ async fn a_scan_waits_no_longer_than_it_may() {
     fixture.put("web/1.xml", benchmark(&result("web-01", "01:00:00Z", &home_failed())));
     assert_eq!(scanner.status(&earlier(scan.clone(), 500)).await.unwrap(), ScanStatus::Processing);
     assert_eq!(scanner.status(&earlier(scan, 601)).await.unwrap(), ScanStatus::Finished);
+}
+
+#[tokio::test]
+async fn of_a_scan_that_rosterd_runs_only_what_came_after_it_was_asked_for_counts() {
+    let mut fixture = Fixture::new();
+    fixture.payload = json!({"run": {"over": "this host", "profile": "p", "content": "/srv/content/ds.xml"}});
+    let scanner = fixture.scanner();
+    assert!(scanner.is_run_by_us());
+    // Both are newer than what the database knows, and older than the scan.
+    fixture
+        .put("web/1.xml", benchmark(&result("web-01", "02:00:00Z", &home_failed())))
+        .put("web/unreachable.csv", "web-02,2026-11-22T02:00:00Z,yesterday\n");
+    let targets = [target("web-01", Some("01:00:00Z")), target("web-02", Some("01:00:00Z"))];
+    let mut request = request("web", &targets);
+    scanner.prepare(&mut request).await.unwrap();
+    let scan = scanner.launch(&request).await.unwrap();
+    assert!(fates(&all(scanner.results(&scan)).await.0).is_empty());
+    // Its row is over, and nothing came of it: it is not waited for any longer.
+    assert_eq!(scanner.outcome(&scan).await.unwrap(), ScanStatus::Error);
+    fixture.put(
+        "web/unreachable.csv",
+        "web-02,2026-11-22T02:00:00Z,yesterday\nweb-02,2026-11-22T02:00:01Z,now\n",
+    );
+    assert_eq!(scanner.outcome(&scan).await.unwrap(), ScanStatus::Finished);
+    assert_eq!(fates(&all(scanner.results(&scan)).await.0), [("web-02", "now (2026-11-22T02:00:01Z)")]);
+    fixture.put("web/1.xml", benchmark(&result("web-01", "02:00:01Z", &home_failed())));
+    let (results, _) = all(scanner.results(&scan)).await;
+    assert_eq!(fates(&results), [("web-02", "now (2026-11-22T02:00:01Z)"), ("web-01", "assessed")]);
+
+    // Its clock was ahead when it was assessed, and that file was removed since.
+    let mut request = self::request("web", &[target("web-04", Some("09:00:00Z"))]);
+    scanner.prepare(&mut request).await.unwrap();
+    let scan = scanner.launch(&request).await.unwrap();
+    fixture.put("web/unreachable.csv", "web-04,2026-11-22T03:00:00Z,refused\n");
+    assert_eq!(fates(&all(scanner.results(&scan)).await.0), [("web-04", "refused (2026-11-22T03:00:00Z)")]);
 }
 
 #[tokio::test]

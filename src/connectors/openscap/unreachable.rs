@@ -1,12 +1,15 @@
 //! `unreachable.csv`: hosts that did not answer whoever collects results, a line each: `asset,time,reason`. It is appended
-//! to by scripts, so it is read tolerantly: what makes no sense is told, and the other lines count.
+//! to by scripts and by `OpenScapRunJob`, so it is read tolerantly: what makes no sense is told, and the other lines count.
 
 use super::document::{Complaint, is_fresh, open_file};
 use super::prose::one_line;
 use super::results::{MAX_ASSET, time};
 use chrono::{DateTime, Utc};
+use rustix::fs::{Mode, OFlags};
 use std::collections::HashMap;
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// When a host did not answer, and what was seen of that.
@@ -83,6 +86,33 @@ pub(super) fn read(file: &Path, name: &str) -> (Hosts, Vec<Complaint>) {
     (hosts, complaints)
 }
 
+/// Adds a line with one write, so that others may add theirs at the same time.
+pub(super) fn append(file: &Path, asset: &str, time: DateTime<Utc>, reason: &str) -> io::Result<()> {
+    let flags = OFlags::RDWR
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK;
+    let mut file = File::from(rustix::fs::open(file, flags, Mode::from_raw_mode(0o644))?);
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(io::Error::other("is not a file"));
+    }
+    let (mut last, reason) = ([b'\n'], one_line(reason, MAX_REASON));
+    if about.len() > 0 {
+        file.read_exact_at(&mut last, about.len() - 1)?;
+    }
+    // Whoever left a line without its end must not swallow ours.
+    let begin = if last == [b'\n'] { "" } else { "\n" };
+    let line = format!("{begin}{asset},{},{reason}\n", time.format("%Y-%m-%dT%H:%M:%SZ"));
+    let written = file.write(line.as_bytes())?;
+    if written < line.len() {
+        return Err(io::Error::other(format!("took {written} of {} bytes of a line", line.len())));
+    }
+    file.sync_all()
+}
+
 fn host(line: &str) -> Result<(String, Unreachable), &'static str> {
     let mut fields = line.splitn(3, ',').map(|field| field.trim().trim_matches('"'));
     let (asset, at) = (fields.next().unwrap_or_default(), fields.next().unwrap_or_default());
@@ -123,6 +153,30 @@ b,yesterday,x\n,2026-11-22T01:00:00Z\n\xff\nc,2026-11-22T03:00:00+02:00\n",
     fn a_last_line_that_is_being_written_is_left_for_the_next_time() {
         let (hosts, complaints) = read_text(b"a,2026-11-22T01:00:00Z,x\nb,2026-11-");
         assert_eq!((hosts.len(), complaints.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_line_that_is_added_stands_alone_whatever_was_there_and_whoever_adds_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("unreachable.csv");
+        let at: DateTime<Utc> = "2026-11-22T01:00:00Z".parse().unwrap();
+        append(&file, "a", at, "one,\ntwo").unwrap();
+        let text = "a,2026-11-22T01:00:00Z,one, two\n";
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+        std::fs::write(&file, "half a li").unwrap();
+        append(&file, "a", at, "").unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "half a li\na,2026-11-22T01:00:00Z,\n");
+        std::fs::remove_file(&file).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..100).for_each(|_| append(&file, "b", at, "timed out").unwrap()));
+            }
+        });
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(text.matches("b,2026-11-22T01:00:00Z,timed out\n").count(), 400);
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/nowhere/else", &file).unwrap();
+        assert!(append(&file, "a", at, "").is_err());
     }
 
     #[test]

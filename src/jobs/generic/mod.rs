@@ -3,8 +3,6 @@
 mod allow_list;
 mod command;
 mod http;
-mod pipes;
-mod process;
 mod sql;
 mod sql_json;
 

@@ -7,6 +7,7 @@ pub mod fake_jira;
 pub mod fake_nexpose;
 pub mod fake_qualys;
 mod login;
+pub mod oscap_lab;
 pub mod proxy;
 mod psql;
 pub mod scanner_lab;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// The jobs and which sources they have, in and out.
-const JOBS: [(&str, &str, &str); 9] = [
+const JOBS: [(&str, &str, &str); 10] = [
     ("AssetSyncJob", "scanner", "scanner"),
     ("VulnSyncJob", "scanner", "scanner"),
     ("TicketingJob", "scanner", "engine"),
@@ -15,6 +15,7 @@ const JOBS: [(&str, &str, &str); 9] = [
     ("ExceptionJob", "engine", "scanner"),
     ("RescanQueueJob", "engine", "scanner"),
     ("RescanJob", "scanner", "engine"),
+    ("OpenScapRunJob", "scanner", "scanner"),
     ("ScanSyncJob", "scanner", "scanner"),
     ("ScanCloseJob", "scanner", "engine"),
 ];

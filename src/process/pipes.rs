@@ -1,9 +1,9 @@
-//! What a command reads and says: all of it to the log, line by line, and a capped part kept.
+//! What a program reads and says: all of it to the log, line by line, and a capped part kept.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// One of the outputs of a command.
-pub(super) struct Capture {
+/// One of the outputs of a program.
+pub(crate) struct Capture {
     kept: Vec<u8>,
     max: usize,
     truncated: bool,
@@ -17,7 +17,7 @@ impl Capture {
     const MAX_LINE: usize = 8192;
 
     /// Keeps at most so many bytes.
-    pub(super) fn new(max: usize) -> Self {
+    pub(crate) fn new(max: usize) -> Self {
         Self {
             kept: Vec::new(),
             max,
@@ -29,7 +29,7 @@ impl Capture {
     }
 
     /// Reads to the end; `log` gets each line. May be dropped at any time without losing what was read.
-    pub(super) async fn read(&mut self, mut pipe: impl AsyncRead + Unpin, log: impl Fn(&str)) {
+    pub(crate) async fn read(&mut self, mut pipe: impl AsyncRead + Unpin, log: impl Fn(&str)) {
         let mut buffer = vec![0; 16 * 1024];
         // An error of a pipe means as much as its end.
         while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
@@ -53,7 +53,7 @@ impl Capture {
     }
 
     /// Logs a last line that has no end.
-    pub(super) fn finish(&mut self, log: impl Fn(&str)) {
+    pub(crate) fn finish(&mut self, log: impl Fn(&str)) {
         self.end_line(&log);
     }
 
@@ -71,17 +71,17 @@ impl Capture {
     }
 
     /// The last line that said something.
-    pub(super) fn last_line(&self) -> &str {
+    pub(crate) fn last_line(&self) -> &str {
         &self.last_line
     }
 
     /// What was kept.
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         as_text(&self.kept)
     }
 
     /// Whether there was more.
-    pub(super) fn truncated(&self) -> bool {
+    pub(crate) fn truncated(&self) -> bool {
         self.truncated
     }
 }
@@ -91,8 +91,8 @@ fn as_text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).replace('\0', "")
 }
 
-/// Writes a command's input and ends it. A command that does not read it to the end is none of our business.
-pub(super) async fn feed(mut pipe: impl AsyncWrite + Unpin, input: &[u8]) {
+/// Writes a program's input and ends it. A program that does not read it to the end is none of our business.
+pub(crate) async fn feed(mut pipe: impl AsyncWrite + Unpin, input: &[u8]) {
     let _ = pipe.write_all(input).await;
     let _ = pipe.shutdown().await;
 }
