@@ -23,8 +23,12 @@ pub(super) fn tidy(text: &str) -> String {
         if !tidy.is_empty() {
             tidy.push('\n');
         }
-        let unwanted = |c: char| c.is_control() && c != '\t';
-        line.split(unwanted).for_each(|part| tidy.push_str(part));
+        // Nearly every line is taken as it stands.
+        if line.bytes().all(|byte| (b' '..=b'~').contains(&byte) || byte == b'\t') {
+            tidy.push_str(line);
+        } else {
+            tidy.extend(line.chars().filter(|c| !c.is_control() || *c == '\t'));
+        }
     }
     tidy
 }

@@ -89,6 +89,11 @@ pub struct Vulnerability {
 }
 
 impl Vulnerability {
+    /// Bytes of its long texts.
+    pub(crate) fn text_bytes(&self) -> usize {
+        self.description.len() + self.threat.len() + self.solution.len()
+    }
+
     /// One of which nothing is known but its identifier.
     pub fn bare(id: &str) -> Self {
         Self {
@@ -222,6 +227,14 @@ pub struct Assessment {
     /// What the same document says of the vulnerabilities in `findings`. Empty where the knowledge base is asked for
     /// apart.
     pub vulnerabilities: Vec<Vulnerability>,
+}
+
+impl Assessment {
+    /// Bytes of its long texts.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let proofs: usize = self.findings.iter().map(|finding| finding.proof.len()).sum();
+        proofs + self.vulnerabilities.iter().map(Vulnerability::text_bytes).sum::<usize>()
+    }
 }
 
 /// What a scanner says of one vulnerability at one device.

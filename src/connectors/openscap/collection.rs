@@ -12,7 +12,9 @@ use crate::connectors::scanner::{Assessment, ScanResult, ScannerError, Vulnerabi
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use std::collections::HashSet;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 /// Where the documents are.
@@ -47,20 +49,63 @@ impl From<Broken> for Ending {
     }
 }
 
+/// So many items are read while others are worked on,
+const ITEMS_AHEAD: usize = 32;
+/// or items with so many bytes of text: one may be as large as a thousand others.
+const BYTES_AHEAD: usize = 4 << 20;
+
+/// What is read of a document.
+pub(super) trait Item: Send + 'static {
+    /// Bytes of its long texts.
+    fn text_bytes(&self) -> usize;
+}
+
+impl Item for Assessment {
+    fn text_bytes(&self) -> usize {
+        self.text_bytes()
+    }
+}
+
+impl Item for Vulnerability {
+    fn text_bytes(&self) -> usize {
+        self.text_bytes()
+    }
+}
+
+impl Item for ScanResult {
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Assessed(assessment) => assessment.text_bytes(),
+            Self::Dead { .. } => 0,
+        }
+    }
+}
+
 /// Takes what was read.
 pub(super) struct Sink<T> {
-    sender: mpsc::Sender<Result<T, ScannerError>>,
+    sender: mpsc::Sender<(Result<T, ScannerError>, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    runtime: Handle,
     reading: Reading,
 }
 
-impl<T> Sink<T> {
+impl<T: Item> Sink<T> {
     fn put(&self, item: T) -> Result<(), Broken> {
-        self.sender.blocking_send(Ok(item)).map_err(|_| Broken::Unwanted)
+        let bytes = item.text_bytes();
+        self.send(Ok(item), bytes)
     }
 
     fn complain(&self, item: impl Into<String>, problem: impl Into<String>) -> Result<(), Broken> {
-        let error = ScannerError::Item { item: item.into(), problem: problem.into() };
-        self.sender.blocking_send(Err(error)).map_err(|_| Broken::Unwanted)
+        self.send(Err(ScannerError::Item { item: item.into(), problem: problem.into() }), 0)
+    }
+
+    fn send(&self, item: Result<T, ScannerError>, bytes: usize) -> Result<(), Broken> {
+        // As much as there is at most, or it would wait for ever.
+        let bytes = u32::try_from(bytes.min(BYTES_AHEAD)).unwrap_or(0);
+        // Whoever stops waiting drops what was sent, and there is room again.
+        let room = self.runtime.block_on(Arc::clone(&self.room).acquire_many_owned(bytes));
+        let room = room.map_err(|_| Broken::Unwanted)?;
+        self.sender.blocking_send((item, room)).map_err(|_| Broken::Unwanted)
     }
 
     /// What was read of a document, if it could be. A document that ends in the middle and was changed a moment ago is
@@ -80,24 +125,24 @@ impl<T> Sink<T> {
 }
 
 /// Items as `work` makes them, on a thread that may wait. Ends soon after the stream is dropped.
-pub(super) fn read_aside<T: Send + 'static>(
+pub(super) fn read_aside<T: Item>(
     reading: Reading,
     work: impl FnOnce(&Sink<T>) -> Result<(), Ending> + Send + 'static,
 ) -> BoxStream<'static, Result<T, ScannerError>> {
     let until_dropped = reading.stop.clone().drop_guard();
-    // One is read while the last one is worked on.
-    let (sender, receiver) = mpsc::channel(1);
+    let (sender, receiver) = mpsc::channel(ITEMS_AHEAD);
+    let runtime = Handle::current();
     let span = tracing::Span::current();
     let reader = tokio::task::spawn_blocking(move || {
         let _in_span = span.entered();
-        let sink = Sink { sender, reading };
+        let sink = Sink { sender, room: Arc::new(Semaphore::new(BYTES_AHEAD)), runtime, reading };
         if let Err(Ending::Failed(error)) = work(&sink) {
             // Nobody is there to hear it: nobody misses it.
-            drop(sink.sender.blocking_send(Err(error)));
+            drop(sink.send(Err(error), 0));
         }
     });
     stream::unfold((receiver, Some(reader), until_dropped), |(mut receiver, mut reader, guard)| async move {
-        if let Some(item) = receiver.recv().await {
+        if let Some((item, _room)) = receiver.recv().await {
             return Some((item, (receiver, reader, guard)));
         }
         // An end that came of a panic must not look like that of all items.
@@ -200,7 +245,7 @@ impl Collection {
     }
 
     /// The documents whose heads can be read; of the others it is said why not.
-    fn survey<T>(&self, group: &str, sink: &Sink<T>) -> Result<Surveyed, Ending> {
+    fn survey<T: Item>(&self, group: &str, sink: &Sink<T>) -> Result<Surveyed, Ending> {
         let documents = self.readable(group, sink)?;
         let mut newest = Newest::default();
         for (place, document) in documents.iter().enumerate() {
@@ -214,7 +259,7 @@ impl Collection {
         Ok((documents, newest))
     }
 
-    fn readable<T>(&self, group: &str, sink: &Sink<T>) -> Result<Vec<Document>, Ending> {
+    fn readable<T: Item>(&self, group: &str, sink: &Sink<T>) -> Result<Vec<Document>, Ending> {
         let mut readable = Vec::new();
         for document in self.documents(group)? {
             match document {
@@ -246,7 +291,7 @@ impl Collection {
 }
 
 /// The newest results, one after the other.
-fn give<T>(
+fn give<T: Item>(
     (documents, mut newest): Surveyed,
     sink: &Sink<T>,
     wrap: impl Fn(Assessment) -> T,

@@ -37,7 +37,7 @@ use super::{Bytes, SourceClient, StatusCode};
 use crate::config::SourcesSection;
 use crate::config_rows::SourceConfig;
 use chrono::{DateTime, Utc};
-use collection::{Collection, Ending, Place, Sink, read_aside};
+use collection::{Collection, Ending, Item, Place, Sink, read_aside};
 use document::{Document, Reading};
 use folder::{Folder, ITSELF};
 use futures_util::future::BoxFuture;
@@ -129,7 +129,7 @@ impl OpenScap {
         ScannerError::Source { name: self.name.clone(), problem }
     }
 
-    fn stream<T: Send + 'static>(
+    fn stream<T: Item>(
         &self,
         work: impl FnOnce(&Collection, &Sink<T>) -> Result<(), Ending> + Send + 'static,
     ) -> BoxStream<'_, Result<T, ScannerError>> {
