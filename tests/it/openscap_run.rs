@@ -28,6 +28,9 @@ fn this_host_is_evaluated_and_what_oscap_found_becomes_detections() {
     let Some(mut scap) = OscapLab::here() else { return };
     scap.source(json!({}));
     let _daemon = scap.daemon(&[]);
+    let would = scap.lab.run("OpenScapRunJob", r#"{"group": "lab", "dry_run": true}"#);
+    assert_eq!(would["would_evaluate"], json!(["this host"]), "{would}");
+    assert!(scap.files().is_empty());
     let ran = scap.lab.run("OpenScapRunJob", r#"{"group": "lab"}"#);
     assert_eq!(
         (&ran["evaluated"], &ran["changed"], &ran["failed"]),

@@ -16,13 +16,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-struct Ca {
+pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -33,6 +33,12 @@ impl Ca {
 
     /// A server whose certificate is for `name`.
     async fn serve(&self, name: &str, expired: bool) -> ScriptedApi {
+        ScriptedApi::start_at("127.0.0.1:0", Some(self.acceptor(name, expired)), |_, _| Reply::status(200))
+            .await
+    }
+
+    /// What a server with a certificate for `name` takes connections by.
+    pub fn acceptor(&self, name: &str, expired: bool) -> TlsAcceptor {
         rosterd::connectors::install_crypto();
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -46,8 +52,7 @@ impl Ca {
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap();
-        let tls = TlsAcceptor::from(Arc::new(config));
-        ScriptedApi::start_at("127.0.0.1:0", Some(tls), |_, _| Reply::status(200)).await
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 
