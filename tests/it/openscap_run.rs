@@ -57,6 +57,10 @@ fn this_host_is_evaluated_and_what_oscap_found_becomes_detections() {
         "{ran}"
     );
     assert_eq!(scap.files(), files);
+
+    scap.source(json!({"profile": "nobody"}));
+    let problem = scap.lab.fails("OpenScapRunJob", r#"{"group": "lab"}"#);
+    assert!(problem.contains("No profile matching suffix \"nobody\""), "{problem}");
 }
 
 #[test]

@@ -231,20 +231,25 @@ impl Evaluator {
         if status.signal() == Some(XFSZ) {
             return format!("its result has more than {MAX_DOCUMENT_BYTES} bytes");
         }
-        let last = errors.last_line();
-        let last: String = last.chars().take(500).collect();
+        let cut = |text: &str| text.chars().take(500).collect::<String>();
         if is_ssh && status.code() == Some(255) {
+            // Much may stand before it that is not about us, such as a banner.
+            let said = cut(errors.last_line());
             if errors.text().contains("Host key verification failed") {
                 return format!(
                     "its host key is not the one that {} has for it, so it may be another host; it was not evaluated, and \
-                     does not count as unreachable: {last}",
+                     does not count as unreachable: {said}",
                     self.programs.ssh_known_hosts_file.display()
                 );
             }
-            return format!("ssh as {} failed: {last}", self.run.user);
+            return format!("ssh as {} failed: {said}", self.run.user);
         }
-        let colon = if last.is_empty() { "" } else { ": " };
-        format!("oscap {}{colon}{last}", how_it_ended(status))
+        // The last line of oscap is often only an advice.
+        let text = errors.text();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let said = cut(&lines.join("; "));
+        let colon = if said.is_empty() { "" } else { ": " };
+        format!("oscap {}{colon}{said}", how_it_ended(status))
     }
 
     /// Writes down that a host did not answer, newer than all there is of it by whatever clock.
